@@ -1,0 +1,1 @@
+"""Statistics over evaluations: bootstrap, paired tests."""

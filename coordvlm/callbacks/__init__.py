@@ -1,0 +1,1 @@
+"""Cross-cutting training habits."""

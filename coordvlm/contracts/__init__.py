@@ -1,0 +1,19 @@
+"""What the stages hand to each other. Every arrow of the pipeline is one frozen dataclass documented here, once.
+
+    data -Sample-> sequence -Encoded, Batch-> models -ModelOutput-> losses -TermOutput-> optimiser
+                                             models -Decoded-> sequence -Prediction-> metrics -Evaluation-> reports
+"""
+
+from coordvlm.contracts.batch import COORD, END, MARKER, TEXT, Batch, Encoded, Window
+from coordvlm.contracts.contract import Contract, ResizeRule
+from coordvlm.contracts.evaluation import Evaluation, Interval, MatchedPairs
+from coordvlm.contracts.output import ModelOutput, TermOutput
+from coordvlm.contracts.prediction import Decoded, Prediction, Record, SlotReadout
+from coordvlm.contracts.protocols import CountFn, Encoder, Grammar, Parser
+from coordvlm.contracts.sample import GroundTruth, Object, Sample
+
+__all__ = [
+    "COORD", "END", "MARKER", "TEXT", "Batch", "Contract", "CountFn", "Decoded", "Encoded", "Encoder", "Evaluation", "Grammar",
+    "GroundTruth", "Interval", "MatchedPairs", "ModelOutput", "Object", "Parser", "Prediction", "Record", "ResizeRule", "Sample",
+    "SlotReadout", "TermOutput", "Window",
+]

@@ -1,0 +1,102 @@
+"""The coordinate contract: everything that decides what an emitted number means. Stored with every checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from coordvlm.utils.errors import ContractError
+
+
+@dataclass(frozen=True)
+class ResizeRule:
+    """How an image gets its model size.
+
+    Args:
+        mode: ``smart`` (sides to multiples of patch x merge within the pixel limits, aspect kept), ``square`` or ``fixed``.
+        patch, merge: patch size in px and merge factor of the vision tower; a side is a multiple of their product.
+        min_pixels, max_pixels: limits on width x height for ``smart``.
+        size: (width, height) for ``square`` (equal sides) and ``fixed``.
+        resample: interpolation; only ``bicubic`` is used by the Qwen processors.
+    """
+
+    mode: str
+    patch: int
+    merge: int
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    size: tuple[int, int] | None = None
+    resample: str = "bicubic"
+
+    @property
+    def factor(self) -> int:
+        return self.patch * self.merge
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The training contract of SPEC section 3.
+
+    Args:
+        coords: the grid's name. num_bins, scale: see ``coords.grid.Grid``.
+        format: how an object is written (``objects``). order: ``scan``, ``random`` or ``size``.
+        prompt: the prompt's text. class_list: whether the prompt lists class names.
+        markers: the format's marker tokens. coord_token: pattern with ``{k}``. end_token: end of turn.
+        resize: resolved resize rule.
+        axes, extents: fixed; written down so that a reader of the file need not guess.
+    """
+
+    coords: str
+    num_bins: int
+    scale: int
+    format: str
+    order: str
+    prompt: str
+    class_list: bool
+    markers: tuple[str, ...]
+    coord_token: str
+    end_token: str
+    resize: ResizeRule
+    axes: str = "xyxy"
+    extents: str = "[0, W] x [0, H]"
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    def hash(self) -> str:
+        """12 hex digits over all fields."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object], where: object = "contract") -> Contract:
+        """Rebuild from ``to_dict``; unknown or missing fields are a ContractError that names them."""
+        known = {f.name for f in fields(cls)}
+        if set(data) != known:
+            raise ContractError(f"{where}: contract fields differ: missing {sorted(known - set(data))}, unknown {sorted(set(data) - known)}")
+        values = dict(data)
+        resize = dict(values["resize"])  # type: ignore[call-overload]
+        if resize.get("size") is not None:
+            resize["size"] = tuple(resize["size"])
+        values["resize"] = ResizeRule(**resize)
+        values["markers"] = tuple(values["markers"])  # type: ignore[arg-type]
+        return cls(**values)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> Contract:
+        """Read ``contract.json``."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise ContractError(f"{path}: cannot read the coordinate contract: {error}") from error
+        return cls.from_dict(data, where=path)
+
+    def require_equal(self, other: Contract, *, mine: str, theirs: str) -> None:
+        """Refuse a contradiction, naming every field that differs."""
+        a, b = self.to_dict(), other.to_dict()
+        diff = [f"{k}: {mine} has {a[k]!r}, {theirs} has {b[k]!r}" for k in a if a[k] != b[k]]
+        if diff:
+            raise ContractError("the coordinate contracts differ, so boxes would be read wrongly:\n  " + "\n  ".join(diff))

@@ -1,0 +1,47 @@
+"""What the model hands to the losses, and what a loss term hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Only what was asked for (``needs``) is set; everything is float32.
+
+    Shapes: R text rows, N slots, K coordinate bins.
+
+    Args:
+        text_nll: float32[R], ``lse(z) - z_target`` over all live columns.
+        text_lse: float32[R], ``lse(z)``. text_coord_lse: float32[R], ``lse`` of the coordinate columns.
+        slot_logits: float32[N, K], the coordinate columns in bin order.
+        slot_lse: float32[N], ``lse(z)`` over all live columns.
+        head_output: outputs of regression heads by name.
+    """
+
+    text_nll: Tensor | None = None
+    text_lse: Tensor | None = None
+    text_coord_lse: Tensor | None = None
+    slot_logits: Tensor | None = None
+    slot_lse: Tensor | None = None
+    head_output: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class TermOutput:
+    """An unreduced loss term.
+
+    Args:
+        sum: 0-dim float32 with graph: the sum over the term's items (zero, but with graph, when there are none).
+        logs: name -> (sum, count), detached; averaged by whoever logs.
+        per_item: float32[items], detached, when the term can give it: names the samples of a non-finite loss.
+        item_sample: which sample each item belongs to, long[items].
+    """
+
+    sum: Tensor
+    logs: Mapping[str, tuple[Tensor, int]]
+    per_item: Tensor | None = None
+    item_sample: Tensor | None = None

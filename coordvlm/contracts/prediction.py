@@ -1,0 +1,97 @@
+"""What decoding yields, before and after parsing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Record statuses that keep a record. Every other status is the reason it was dropped.
+KEPT = ("ok", "repaired")
+DROP_REASONS = ("bad_arity", "not_a_coordinate", "out_of_range", "degenerate", "missing_desc", "bad_json")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One decoded answer, n emitted tokens. Slot fields are read at every position and only mean something where
+    ``bin >= 0`` (the emitted token is a coordinate).
+
+    Args:
+        token_ids: int64[n], end-of-turn included when it was reached.
+        logprob: float32[n], log-probability of the emitted token in the raw, unmasked distribution.
+        bin: int64[n], the emitted coordinate bin or -1.
+        expectation, local: float32[n], normalised coordinate by the mean over all bins / over a window around the mode.
+        mass: float32[n], raw full-vocabulary probability within +-r bins of the emitted bin.
+        truncated: the token budget ended before the end of turn.
+        seconds: wall time of the batch divided by its samples.
+    """
+
+    sample_id: int | str
+    token_ids: NDArray[np.int64]
+    logprob: NDArray[np.float32]
+    bin: NDArray[np.int64]
+    expectation: NDArray[np.float32]
+    local: NDArray[np.float32]
+    mass: NDArray[np.float32]
+    truncated: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SlotReadout:
+    """All read-outs of one coordinate slot, normalised to [0, 1]."""
+
+    bin: int
+    argmax: float
+    expectation: float
+    local: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One parsed (or dropped) object.
+
+    Args:
+        box_xyxy_px: float xyxy in source pixels by the chosen read-out; None when it could not be read.
+        score: what AP sorts by. score_parts: ``geom`` and ``desc``.
+        status: ``ok``, ``repaired`` or a drop reason.
+        slots: read-outs of x1, y1, x2, y2. token_span: [start, end) in the answer's tokens.
+    """
+
+    desc: str
+    box_xyxy_px: tuple[float, float, float, float] | None
+    score: float
+    status: str
+    score_parts: Mapping[str, float] = field(default_factory=dict)
+    slots: tuple[SlotReadout, ...] = ()
+    token_span: tuple[int, int] = (0, 0)
+    point_px: tuple[float, float] | None = None
+
+    @property
+    def kept(self) -> bool:
+        return self.status in KEPT
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's answer. A failed image is a Prediction with zero kept records; it is never left out.
+
+    Args:
+        records: in emission order, dropped ones included.
+        flags: any of ``truncated`` (no end token), ``no_output`` (not a single record), ``stray_text``.
+        timing: seconds and the number of new tokens.
+    """
+
+    sample_id: int | str
+    size: tuple[int, int]
+    records: tuple[Record, ...]
+    raw_text: str = ""
+    token_ids: tuple[int, ...] = ()
+    flags: frozenset[str] = frozenset()
+    timing: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> tuple[Record, ...]:
+        return tuple(r for r in self.records if r.kept)

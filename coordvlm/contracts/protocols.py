@@ -1,0 +1,46 @@
+"""Where siblings meet: interfaces that one package implements and another one calls, wired in ``coordvlm.build``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from coordvlm.contracts.batch import Batch, Encoded
+from coordvlm.contracts.prediction import Decoded, Prediction
+from coordvlm.contracts.sample import Sample
+
+
+class Encoder(Protocol):
+    """Sample -> Encoded, in a worker process; and Encoded -> Batch."""
+
+    def encode(self, sample: Sample, *, epoch: int, with_answer: bool = True) -> Encoded:
+        """Open and resize the image, build prompt and answer. Deterministic in (seed, epoch, sample.id)."""
+
+    def collate(self, encoded: Sequence[Encoded]) -> Batch: ...
+
+
+class CountFn(Protocol):
+    """Items per normaliser group of one micro-batch, from labels (``WeightedSum.counts``)."""
+
+    def __call__(self, batch: Batch) -> Mapping[str, int]: ...
+
+
+class Grammar(Protocol):
+    """A mask over the next token, batched. Shapes: B rows, V columns of the live head (token ids)."""
+
+    def start(self, batch_size: int, device: object) -> Tensor:
+        """Initial state, long[B, S]."""
+
+    def allowed(self, state: Tensor) -> Tensor:
+        """bool[B, V], True where a token may come next; every row allows at least one."""
+
+    def advance(self, state: Tensor, token_ids: Tensor) -> Tensor:
+        """State after emitting long[B] token ids."""
+
+
+class Parser(Protocol):
+    """Decoded tokens -> Prediction."""
+
+    def parse(self, decoded: Decoded, *, size: tuple[int, int], readout: str) -> Prediction: ...

@@ -1,0 +1,54 @@
+"""Overlap of boxes, paired and pairwise: IoU and its generalised forms. Differentiable, float32 or float64.
+
+Shapes: N, M boxes, xyxy in any one unit; a degenerate box (no area) overlaps nothing and never yields NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def area(boxes_N4: Tensor) -> Tensor:
+    """float[N] area; negative extents count as zero."""
+    return (boxes_N4[..., 2:] - boxes_N4[..., :2]).clamp(min=0).prod(-1)
+
+
+def order_corners(boxes_N4: Tensor) -> Tensor:
+    """Swap crossed corners so that x1 <= x2 and y1 <= y2; the gradient follows the values."""
+    low = torch.minimum(boxes_N4[..., :2], boxes_N4[..., 2:])
+    high = torch.maximum(boxes_N4[..., :2], boxes_N4[..., 2:])
+    return torch.cat((low, high), -1)
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    inter = sides.clamp(min=0).prod(-1)
+    return inter, area(a) + area(b) - inter
+
+
+def _ratio(num: Tensor, den: Tensor) -> Tensor:
+    safe = torch.where(den > 0, den, torch.ones_like(den))
+    return torch.where(den > 0, num / safe, torch.zeros_like(num))
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """float[...] in [0, 1] for broadcastable boxes float[..., 4]."""
+    return _ratio(*_overlap(a, b))
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU in [-1, 1]: ``IoU - (hull - union) / hull``. Source: Rezatofighi et al. 2019, arXiv:1902.09630."""
+    inter, union = _overlap(a, b)
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    return _ratio(inter, union) - _ratio(hull - union, hull)
+
+
+def pairwise_iou(a_N4: Tensor, b_M4: Tensor) -> Tensor:
+    """float[N, M]."""
+    return iou(a_N4[:, None], b_M4[None])
+
+
+def pairwise_giou(a_N4: Tensor, b_M4: Tensor) -> Tensor:
+    """float[N, M]."""
+    return giou(a_N4[:, None], b_M4[None])

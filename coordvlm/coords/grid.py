@@ -1,0 +1,114 @@
+"""THE rounding rule: the only place that maps source pixels <-> [0, 1] <-> bin.
+
+Boxes are float xyxy in source pixels with continuous extents [0, W] x [0, H]; ``c = x / W`` (never ``W - 1``).
+A grid of ``num_bins`` bins with ``scale`` s encodes ``k = clamp(floor(s c + 0.5), 0, num_bins - 1)`` and decodes
+``c = k / s``. ``k999`` (s = 999) reaches both edges of the image and has zero mean error on uniform input; ``k1000``
+(s = 1000) is the phase-1 rule, whose largest decoded value is 0.999.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from coordvlm.utils.errors import ConfigError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A uniform grid over [0, 1].
+
+    Args:
+        name: the convention's name, stored in the contract (``k999``, ``k1000``).
+        num_bins: K, how many coordinate tokens there are.
+        scale: s; the distance of two neighbouring bins is 1/s. Must be K - 1 or K.
+    """
+
+    name: str
+    num_bins: int
+    scale: int
+
+    def __post_init__(self) -> None:
+        if self.num_bins < 2:
+            raise ConfigError(f"coords.num_bins must be at least 2, got {self.num_bins}")
+        if self.scale not in (self.num_bins - 1, self.num_bins):
+            raise ConfigError(
+                f"coords.scale must be num_bins - 1 or num_bins ({self.num_bins - 1} or {self.num_bins}), got {self.scale}: "
+                "encoding and decoding would not be inverse to each other"
+            )
+
+    def encode(self, norm: ArrayLike) -> IntArray:
+        """Bins of normalised coordinates: float[...] (any range, clamped) -> int64[...] in [0, K)."""
+        c = np.asarray(norm, dtype=np.float64)
+        if not np.isfinite(c).all():
+            raise ValueError(f"cannot encode a non-finite coordinate: {c[~np.isfinite(c)][:4]}")
+        return np.clip(np.floor(self.scale * c + 0.5), 0, self.num_bins - 1).astype(np.int64)
+
+    def decode(self, bins: ArrayLike) -> FloatArray:
+        """Normalised coordinate of bins, float64[...]. Fractional bins (expectations) are allowed."""
+        return np.asarray(bins, dtype=np.float64) / self.scale
+
+    def bin_values(self) -> torch.Tensor:
+        """float32[K]: ``decode(k)`` of every bin, the values v_k of the expectation read-out."""
+        return torch.from_numpy(self.decode(np.arange(self.num_bins))).float()
+
+    def encode_box(self, box_norm: ArrayLike) -> IntArray:
+        """Bins of one normalised xyxy box, int64[4]; an axis that falls into one bin is widened by one bin.
+
+        Only a box with ``x1 < x2`` and ``y1 < y2`` is widened; data checks refuse any other box earlier.
+        """
+        box = np.asarray(box_norm, dtype=np.float64)
+        bins = self.encode(box)
+        for low, high in ((0, 2), (1, 3)):
+            if bins[low] == bins[high] and box[low] < box[high]:
+                if bins[high] < self.num_bins - 1:
+                    bins[high] += 1
+                else:
+                    bins[low] -= 1
+        return bins
+
+
+def to_norm(boxes_px: ArrayLike, width: float, height: float) -> FloatArray:
+    """Source pixels -> [0, 1]: float[..., 4] xyxy or float[..., 2] xy, divided by (W, H)."""
+    boxes = np.asarray(boxes_px, dtype=np.float64)
+    return boxes / _extent(boxes, width, height)
+
+
+def to_px(boxes_norm: ArrayLike, width: float, height: float) -> FloatArray:
+    """[0, 1] -> source pixels: float[..., 4] xyxy or float[..., 2] xy, times (W, H)."""
+    boxes = np.asarray(boxes_norm, dtype=np.float64)
+    return boxes * _extent(boxes, width, height)
+
+
+def _extent(boxes: FloatArray, width: float, height: float) -> FloatArray:
+    if width <= 0 or height <= 0:
+        raise ValueError(f"image size must be positive, got {width} x {height}")
+    if boxes.shape[-1] not in (2, 4):
+        raise ValueError(f"last axis must hold xy or xyxy, got shape {boxes.shape}")
+    return np.tile(np.asarray([width, height], dtype=np.float64), boxes.shape[-1] // 2)
+
+
+def quantisation_iou(grid: Grid, boxes_px: Sequence[ArrayLike], sizes: Sequence[tuple[float, float]]) -> FloatArray:
+    """IoU of each true box with itself after encode and decode: the best any model with this grid can score.
+
+    Args:
+        boxes_px: N boxes, xyxy source pixels.
+        sizes: N image sizes (width, height).
+    Returns:
+        float64[N] in [0, 1].
+    """
+    ious = np.empty(len(boxes_px), dtype=np.float64)
+    for i, (box, (width, height)) in enumerate(zip(boxes_px, sizes, strict=True)):
+        true = np.asarray(box, dtype=np.float64)
+        back = to_px(grid.decode(grid.encode_box(to_norm(true, width, height))), width, height)
+        overlap = np.clip(np.minimum(true[2:], back[2:]) - np.maximum(true[:2], back[:2]), 0, None).prod()
+        union = (true[2:] - true[:2]).prod() + (back[2:] - back[:2]).prod() - overlap
+        ious[i] = overlap / union
+    return ious

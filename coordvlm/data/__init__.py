@@ -1,0 +1,1 @@
+"""Data sources, the checks they pass, and the loader that knows accumulation windows."""

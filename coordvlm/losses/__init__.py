@@ -1,0 +1,1 @@
+"""Loss terms: unreduced maths on supervised rows. Pure tensor code."""

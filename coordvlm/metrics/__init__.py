@@ -1,0 +1,1 @@
+"""What ranks runs: metrics on decoded predictions at original resolution."""

@@ -1,0 +1,1 @@
+"""Tables, plots, overlays and the self-contained HTML page of a run."""

@@ -1,0 +1,1 @@
+"""Sample -> prompt and answer ids with every position known; emitted tokens -> records."""
