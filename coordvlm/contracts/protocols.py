@@ -28,16 +28,16 @@ class CountFn(Protocol):
 
 
 class Grammar(Protocol):
-    """A mask over the next token, batched. Shapes: B rows, V columns of the live head (token ids)."""
+    """A mask over the next token, batched. Shapes: B rows, C columns of the head (base table, then new rows)."""
 
     def start(self, batch_size: int, device: object) -> Tensor:
-        """Initial state, long[B, S]."""
+        """Initial state, long[B, S]; moves the grammar's tables to ``device``."""
 
     def allowed(self, state: Tensor) -> Tensor:
-        """bool[B, V], True where a token may come next; every row allows at least one."""
+        """bool[B, C], True where a token may come next; every row allows at least one."""
 
-    def advance(self, state: Tensor, token_ids: Tensor) -> Tensor:
-        """State after emitting long[B] token ids."""
+    def advance(self, state: Tensor, columns: Tensor) -> Tensor:
+        """State after emitting long[B] columns."""
 
 
 class Parser(Protocol):

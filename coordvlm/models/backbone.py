@@ -1,0 +1,218 @@
+"""The Qwen-VL families behind one forward that only computes supervised rows.
+
+``Backbone`` owns a Hugging Face model plus the new-token rows. It embeds the ids itself, runs the vision tower (without a graph when it
+is frozen), scatters image features by position, calls the inner language model and applies heads to gathered rows only: ``[B, T, V]``
+logits never exist.
+
+Shapes: B samples, T tokens, D width, V base rows, K bins, R text rows, N slots, Nv image tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from coordvlm.contracts import Batch, ModelOutput
+from coordvlm.coords.vocab import CoordVocab
+from coordvlm.models.coord_rows import CoordRows
+from coordvlm.models.head import full_logits, lse_and_target
+from coordvlm.models.vision import PixelNorm, specialise_for_stills
+from coordvlm.utils.errors import ConfigError
+
+NEEDS = frozenset({"text_nll", "text_lse", "text_coord_lse", "slot_logits", "slot_lse"})
+#: ``model_type`` of the configs this forward is tested with.
+FAMILIES = ("qwen3_vl",)
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Vision output: ``tokens`` [Nv, D]; ``deepstack`` one [Nv, D] per early language layer (empty for families without)."""
+
+    tokens: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+
+    def rows(self, index: Tensor) -> ImageFeatures:
+        return ImageFeatures(self.tokens[index], tuple(x[index] for x in self.deepstack))
+
+
+class Backbone(nn.Module):
+    """See the module docstring.
+
+    Args:
+        hf_model: a ``Qwen3VLForConditionalGeneration``.
+        vocab: token ids of coordinates and markers.
+        rows: the new-token rows (``coord_rows.CoordRows`` built for this model).
+        image_mean, image_std: of the family's image processor.
+        freeze: parts that do not train: any of ``vision``, ``merger``, ``language``.
+    """
+
+    def __init__(
+        self,
+        hf_model: PreTrainedModel,
+        vocab: CoordVocab,
+        rows: CoordRows,
+        *,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        freeze: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        if hf_model.config.model_type not in FAMILIES:
+            raise ConfigError(f"model family {hf_model.config.model_type!r} is not supported here; supported: {', '.join(FAMILIES)}")
+        self.hf = hf_model
+        self.vocab = vocab
+        self.rows = rows
+        self.pixel_norm = PixelNorm(image_mean, image_std)
+        specialise_for_stills(hf_model.model.visual)
+        self._freeze(frozenset(freeze))
+
+    # ------------------------------------------------------------------ parts
+    @property
+    def tied(self) -> bool:
+        return self.rows.rows_out is None
+
+    @property
+    def table(self) -> nn.Embedding:
+        return self.hf.get_input_embeddings()  # type: ignore[return-value]
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[V, D], the base output table."""
+        return self.table.weight if self.tied else self.hf.lm_head.weight
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of ``z``: base rows, then new rows."""
+        return self.rows.num_base + len(self.rows.new_ids)
+
+    def _freeze(self, parts: frozenset[str]) -> None:
+        modules = {"vision": self.hf.model.visual, "merger": self.hf.model.visual.merger, "language": self.hf.model.language_model}
+        if unknown := parts - set(modules):
+            raise ConfigError(f"freeze knows {', '.join(modules)}, got {', '.join(sorted(unknown))}")
+        merger_names = ("merger.", "deepstack_merger_list.")
+        for name, parameter in modules["vision"].named_parameters():
+            part = "merger" if name.startswith(merger_names) else "vision"
+            parameter.requires_grad_(part not in parts)
+        if "language" in parts:
+            modules["language"].requires_grad_(False)
+            if not self.tied:
+                self.hf.lm_head.requires_grad_(False)
+
+    # ---------------------------------------------------------------- forward
+    def image_features(self, pixels: Tensor, grid_thw: Tensor) -> ImageFeatures:
+        """uint8[P, 3, ps, ps], long[I, 3] -> features; no graph when nothing in the tower trains."""
+        visual = self.hf.model.visual
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in visual.parameters())
+        with torch.set_grad_enabled(trains):
+            out = visual(self.pixel_norm(pixels), grid_thw=grid_thw, return_dict=True)
+        return ImageFeatures(out.pooler_output, tuple(getattr(out, "deepstack_features", None) or ()))
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        *,
+        features: ImageFeatures | None = None,
+        image_pos: Tensor | None = None,
+        cache: Any = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """[B, T, D] final hidden states; the inner language model's ``last_hidden_state``.
+
+        Args:
+            input_ids: long[B, T]. position_ids: long[3, B, T].
+            features, image_pos: image tokens and their flat positions b*T + t, long[Nv].
+            cache: for decoding; training passes None. attention_mask: None (causal over right padding) or bool[B, 1, T, S].
+        """
+        embeds = self.rows.embed(input_ids, self.table)
+        extra: dict[str, Any] = {}
+        if features is not None:
+            assert image_pos is not None
+            flat = embeds.flatten(0, 1)
+            embeds = flat.index_copy(0, image_pos, features.tokens.to(flat.dtype)).view_as(embeds)
+            if features.deepstack:
+                mask = torch.zeros(flat.shape[0], dtype=torch.bool, device=flat.device)
+                mask[image_pos] = True
+                extra = {"visual_pos_masks": mask.view(input_ids.shape), "deepstack_visual_embeds": list(features.deepstack)}
+        out = self.hf.model.language_model(
+            inputs_embeds=embeds,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            return_dict=True,
+            **extra,
+        )
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def forward(self, batch: Batch, needs: Collection[str], features: ImageFeatures | None = None) -> ModelOutput:
+        """Run the batch and return exactly what ``needs`` names (see ``ModelOutput``).
+
+        Args:
+            features: cached vision output of this batch; the tower is not run when given.
+        """
+        if unknown := set(needs) - NEEDS:
+            raise ValueError(f"the backbone cannot give {', '.join(sorted(unknown))}; it knows {', '.join(sorted(NEEDS))}")
+        if features is None:
+            features = self.image_features(batch.pixels, batch.image_grid_thw)
+        hidden = self.hidden(batch.input_ids, batch.position_ids, features=features, image_pos=batch.image_pos)
+        return self.heads(hidden.flatten(0, 1), batch, needs)
+
+    def heads(self, flat_hidden: Tensor, batch: Batch, needs: Collection[str]) -> ModelOutput:
+        """Apply the head to the rows that ``needs`` reads. ``flat_hidden``: [B * T, D]."""
+        out: dict[str, Tensor] = {}
+        k = self.rows.num_bins
+        text = {"text_nll", "text_lse", "text_coord_lse"} & set(needs)
+        slot_rows = flat_hidden[batch.slot_row]
+        if "slot_logits" in needs:
+            with torch.autocast(flat_hidden.device.type, enabled=False):
+                rows = self.rows.out[:k]
+                out["slot_logits"] = slot_rows.to(rows.dtype) @ rows.T
+        if text or "slot_lse" in needs:
+            parts, targets = [], []
+            if text:
+                parts.append(flat_hidden[batch.text_row])
+                targets.append(self.rows.columns(batch.text_target))
+            if "slot_lse" in needs:
+                parts.append(slot_rows)
+                targets.append(batch.slot_bin + self.rows.num_base)
+            lse, z_target, coord = lse_and_target(
+                torch.cat(parts), self.head_weight, self.rows.out, self.rows.shadow, torch.cat(targets), k
+            )
+            num_text = len(batch.text_row) if text else 0
+            values = {"text_nll": (lse - z_target)[:num_text], "text_lse": lse[:num_text], "text_coord_lse": coord[:num_text]}
+            out.update({name: values[name] for name in text})
+            if "slot_lse" in needs:
+                out["slot_lse"] = lse[num_text:]
+        return ModelOutput(**out)
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """float32[R, num_columns] for a few rows; dead columns are -inf. Columns become ids through ``rows.token_ids``."""
+        return full_logits(hidden_RD, self.head_weight, self.rows.out, self.rows.shadow)
+
+    # ----------------------------------------------------------------- export
+    @torch.no_grad()
+    def to_hf(self) -> PreTrainedModel:
+        """A standard Hugging Face model in memory with the rows written into its table: the oracle of the equality tests.
+
+        The table grows to hold the largest new id and never shrinks.
+        """
+        mine = self.hf
+        standard = type(mine)(copy.deepcopy(mine.config))
+        standard.load_state_dict(mine.state_dict())
+        standard.to(dtype=mine.dtype, device=self.rows.new_ids.device)
+        size = max(self.rows.num_base, int(self.rows.new_ids.max()) + 1)
+        if size > self.rows.num_base:
+            standard.resize_token_embeddings(size, mean_resizing=False)
+        ids = self.rows.new_ids
+        standard.get_input_embeddings().weight[ids] = self.rows.rows_in.to(mine.dtype)
+        if not self.tied:
+            standard.lm_head.weight[ids] = self.rows.out.to(mine.dtype)
+        standard.generation_config = copy.deepcopy(mine.generation_config)
+        return standard.eval()  # type: ignore[no-any-return]

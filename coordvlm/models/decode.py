@@ -1,0 +1,167 @@
+"""Batched greedy decoding with all read-outs of every coordinate.
+
+The token fed back is always the greedy one, so one decode yields every read-out: what the expectation or the local window would have
+said is stored beside the emitted bin. Scores come from the raw distribution, before the grammar's mask.
+
+Shapes: B rows, C columns of the head, K bins, S steps.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coordvlm.contracts import Batch, Decoded, Grammar
+from coordvlm.coords import readout
+from coordvlm.models.backbone import Backbone
+from coordvlm.models.cache import RowCache
+from coordvlm.utils.errors import ConfigError
+
+#: Rows are compacted once this share of the allocated ones has finished; compacting copies the cache.
+_COMPACT_AT = 0.25
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What one step records, for the rows still running: long/float[b]."""
+
+    rows: Tensor
+    column: Tensor
+    logprob: Tensor
+    bin: Tensor
+    expectation: Tensor
+    local: Tensor
+    mass: Tensor
+
+
+class GreedyDecoder:
+    """Decodes the prompts of a batch.
+
+    Args:
+        values_K: float32[K], ``grid.bin_values()``.
+        max_new_tokens: budget per image, end of turn included.
+        grammar: mask over the next token, or None.
+        mass_radius: r of ``Decoded.mass``, in bins. local_window: half width of the ``local`` read-out, in bins.
+    """
+
+    def __init__(
+        self, backbone: Backbone, values_K: Tensor, *, max_new_tokens: int, grammar: Grammar | None, mass_radius: int, local_window: int
+    ) -> None:
+        if max_new_tokens < 1:
+            raise ConfigError(f"decode.max_new_tokens must be at least 1, got {max_new_tokens}")
+        self.backbone, self.values, self.max_new_tokens, self.grammar = backbone, values_K, max_new_tokens, grammar
+        self.mass_radius, self.local_window = mass_radius, local_window
+
+    @torch.no_grad()
+    def decode(self, batch: Batch) -> list[Decoded]:
+        """One ``Decoded`` per sample, in batch order. Answers that the batch may carry are not looked at."""
+        started = time.perf_counter()
+        bb = self.backbone
+        device = batch.input_ids.device
+        num, width = batch.input_ids.shape
+        lengths = batch.prompt_lengths
+        longest = int(lengths.max())
+        self.values = self.values.to(device)
+        features = bb.image_features(batch.pixels, batch.image_grid_thw)
+        cache = RowCache(longest + self.max_new_tokens)
+        hidden = bb.hidden(
+            batch.input_ids[:, :longest],
+            batch.position_ids[:, :, :longest],
+            features=features,
+            image_pos=batch.image_pos // width * longest + batch.image_pos % width,
+            cache=cache,
+        )
+        rows = torch.arange(num, device=device)
+        last = hidden[rows, lengths - 1]
+        rope = batch.position_ids[:, rows, lengths - 1].amax(0) + 1  # long[B]
+        at = lengths.clone()
+        state = None if self.grammar is None else self.grammar.start(num, device)
+        end = bb.rows.columns(torch.tensor(bb.vocab.end_id, device=device))
+        steps: list[_Trace] = []
+        for step in range(self.max_new_tokens):
+            trace, state = self._choose(rows, last, state)
+            steps.append(trace)
+            running = trace.column != end
+            left = int(running.sum())
+            if not left or step + 1 == self.max_new_tokens:
+                break
+            token = bb.rows.token_ids(trace.column)
+            if left <= (1 - _COMPACT_AT) * len(rows):
+                keep = running.nonzero().squeeze(1)
+                rows, token, at, rope = rows[keep], token[keep], at[keep], rope[keep]
+                state = None if state is None else state[keep]
+                cache.keep(keep)
+            mask = cache.step(at, int(at.max()) + 1)
+            positions = rope[None, :, None].expand(3, -1, 1)
+            last = bb.hidden(token[:, None], positions, cache=cache, attention_mask=mask)[:, -1]
+            at, rope = at + 1, rope + 1
+        return self._collect(batch, steps, int(end), time.perf_counter() - started)
+
+    def _choose(self, rows: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[_Trace, Tensor | None]:
+        bb = self.backbone
+        z = bb.logits(hidden)
+        base, k = bb.rows.num_base, bb.rows.num_bins
+        lse = z.logsumexp(-1)
+        masked = z
+        if state is not None:
+            assert self.grammar is not None
+            masked = z.masked_fill(~self.grammar.allowed(state), float("-inf"))
+        column = self._greedy(masked)
+        if state is not None:
+            assert self.grammar is not None
+            state = self.grammar.advance(state, column)
+        bin_ = torch.where((column >= base) & (column < base + k), column - base, -1)
+        s = z[:, base : base + k]
+        return _Trace(
+            rows,
+            column,
+            z.gather(1, column[:, None]).squeeze(1) - lse,
+            bin_,
+            readout.expectation(s, self.values),
+            readout.local_expectation(s, self.values, self.local_window),
+            readout.mass_near(s, lse, bin_.clamp(min=0), self.mass_radius),
+        ), state
+
+    def _greedy(self, z: Tensor) -> Tensor:
+        """Highest column; among exactly equal ones the smallest token id, as argmax over an ordinary table would choose."""
+        top, column = z.max(-1)
+        ties = (z == top[:, None]).sum(-1) > 1
+        if bool(ties.any()):
+            ids = self.backbone.rows.token_ids(torch.arange(z.shape[1], device=z.device))
+            tied_ids = torch.where(z == top[:, None], ids, ids.max() + 1).argmin(-1)
+            column = torch.where(ties, tied_ids, column)
+        return column
+
+    def _collect(self, batch: Batch, steps: list[_Trace], end: int, seconds: float) -> list[Decoded]:
+        num, total = len(batch), len(steps)
+        names = ("column", "logprob", "bin", "expectation", "local", "mass")
+        table = {n: torch.zeros(total, num, dtype=getattr(steps[0], n).dtype, device=steps[0].rows.device) for n in names}
+        for i, step in enumerate(steps):
+            for name in names:
+                table[name][i, step.rows] = getattr(step, name)
+        table["id"] = self.backbone.rows.token_ids(table["column"])
+        # after a row's end token its cells hold nothing: its length is the first end token
+        host = {name: value.cpu().numpy() for name, value in table.items()}
+        out = []
+        for b in range(num):
+            ends = np.flatnonzero(host["column"][:, b] == end)
+            stop = int(ends[0]) + 1 if len(ends) else total
+            cells = {name: host[name][:stop, b] for name in host}
+            out.append(
+                Decoded(
+                    sample_id=batch.ids[b],
+                    token_ids=cells["id"].astype(np.int64),
+                    logprob=cells["logprob"].astype(np.float32),
+                    bin=cells["bin"].astype(np.int64),
+                    expectation=cells["expectation"].astype(np.float32),
+                    local=cells["local"].astype(np.float32),
+                    mass=cells["mass"].astype(np.float32),
+                    truncated=not len(ends),
+                    seconds=seconds / num,
+                )
+            )
+        return out

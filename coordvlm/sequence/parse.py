@@ -1,0 +1,119 @@
+"""Emitted tokens -> records. A broken record never takes its neighbours with it; everything is counted by status."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from coordvlm.contracts import Decoded, Prediction, Record, SlotReadout
+from coordvlm.coords.grid import Grid, to_px
+from coordvlm.coords.vocab import CoordVocab
+from coordvlm.utils.errors import ConfigError
+
+READOUTS = ("argmax", "expectation", "local")
+SCORES = ("geom_desc", "geom", "desc", "one")
+
+
+class ObjectsParser:
+    """Parser of the ``objects`` format.
+
+    A record starts at a start marker and ends at its end marker, the next start marker, end of turn or the end of the tokens. Statuses:
+    ``ok``; ``repaired`` (complete but for a missing end marker); ``bad_arity`` (not exactly four coordinates); ``not_a_coordinate`` (text
+    between or after the coordinates); ``missing_desc``; ``degenerate`` (no area by the chosen read-out). Tokens outside records set the flag
+    ``stray_text``; an answer without end of turn ``truncated``; one without any record although it is not empty ``no_output``.
+
+    Args:
+        score: ``geom_desc`` (mean probability near the four bins times the description's probability), ``geom``, ``desc`` or ``one``.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab: CoordVocab, grid: Grid, *, start: str, end: str, score: str) -> None:
+        if score not in SCORES:
+            raise ConfigError(f"decode.score must be one of {', '.join(SCORES)}, got {score!r}")
+        self.tokenizer, self.vocab, self.grid, self.score = tokenizer, vocab, grid, score
+        self.start_id, self.close_id = vocab.marker_ids[start], vocab.marker_ids[end]
+        self._text: dict[tuple[int, ...], str] = {}
+
+    def parse(self, decoded: Decoded, *, size: tuple[int, int], readout: str) -> Prediction:
+        """Records of one answer. ``size``: (width, height) of the source image, to which boxes are scaled."""
+        if readout not in READOUTS:
+            raise ConfigError(f"decode.readout must be one of {', '.join(READOUTS)}, got {readout!r}")
+        ids = decoded.token_ids
+        records: list[Record] = []
+        flags = {"truncated"} if decoded.truncated else set()
+        t, n = 0, len(ids)
+        while t < n:
+            if ids[t] == self.start_id:
+                stop, closed = t + 1, False
+                while stop < n and ids[stop] not in (self.start_id, self.vocab.end_id):
+                    stop += 1
+                    if ids[stop - 1] == self.close_id:
+                        closed = True
+                        break
+                records.append(self._record(decoded, t, stop, closed, size, readout))
+                t = stop
+            else:
+                if ids[t] != self.vocab.end_id:
+                    flags.add("stray_text")
+                t += 1
+        if not records and (decoded.truncated or "stray_text" in flags):
+            flags.add("no_output")
+        return Prediction(
+            sample_id=decoded.sample_id,
+            size=size,
+            records=tuple(records),
+            raw_text=self._decode(tuple(ids.tolist())),
+            token_ids=tuple(ids.tolist()),
+            flags=frozenset(flags),
+            timing={"seconds": decoded.seconds, "new_tokens": float(n)},
+        )
+
+    def _decode(self, ids: tuple[int, ...]) -> str:
+        if ids not in self._text:
+            if len(self._text) > 4096:
+                self._text.clear()
+            self._text[ids] = str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+        return self._text[ids]
+
+    def _record(self, d: Decoded, start: int, stop: int, closed: bool, size: tuple[int, int], readout: str) -> Record:
+        body = slice(start + 1, stop - 1 if closed else stop)
+        is_coord = d.bin[body] >= 0
+        at = np.flatnonzero(is_coord) + body.start
+        first = int(at[0]) if len(at) else body.stop
+        desc_ids = d.token_ids[body.start : first]
+        desc = self._decode(tuple(desc_ids.tolist()))
+        if len(at) != 4:
+            status = "bad_arity"
+        elif not is_coord[first - body.start :].all():
+            status = "not_a_coordinate"
+        elif not desc.strip():
+            status = "missing_desc"
+        else:
+            status = "ok" if closed else "repaired"
+        slots: tuple[SlotReadout, ...] = ()
+        box: tuple[float, float, float, float] | None = None
+        parts: dict[str, float] = {"desc": math.exp(float(d.logprob[body.start : first].mean())) if len(desc_ids) else 0.0}
+        if len(at) == 4:
+            argmax = self.grid.decode(d.bin[at])
+            slots = tuple(
+                SlotReadout(int(d.bin[t]), float(argmax[i]), float(d.expectation[t]), float(d.local[t])) for i, t in enumerate(at)
+            )
+            px = to_px([getattr(s, readout) for s in slots], *size)
+            box = (float(px[0]), float(px[1]), float(px[2]), float(px[3]))
+            if status in ("ok", "repaired") and not (box[0] < box[2] and box[1] < box[3]):
+                status = "degenerate"
+            parts["geom"] = float(d.mass[at].mean())
+        return Record(
+            desc=desc.strip(),
+            box_xyxy_px=box,
+            score=self._score(parts),
+            status=status,
+            score_parts=parts,
+            slots=slots,
+            token_span=(start, stop),
+        )
+
+    def _score(self, parts: dict[str, float]) -> float:
+        geom, desc = parts.get("geom", 0.0), parts["desc"]
+        return {"geom_desc": geom * desc, "geom": geom, "desc": desc, "one": 1.0}[self.score]
