@@ -1,6 +1,8 @@
-"""Overlap of boxes, paired and pairwise: IoU and its generalised forms. Differentiable, float32 or float64.
+"""Overlap of boxes, paired and pairwise: IoU and its generalised forms. Differentiable.
 
-Shapes: N, M boxes, xyxy in any one unit; a degenerate box (no area) overlaps nothing and never yields NaN.
+Shapes: N, M boxes, xyxy in any one unit; a degenerate box (no area) overlaps nothing and never yields NaN. Results are
+float32, or float64 for float64 boxes: integer and half precision boxes are widened first, because an area leaves their
+range (300 x 300 px overflows float16 and int16).
 """
 
 from __future__ import annotations
@@ -9,8 +11,15 @@ import torch
 from torch import Tensor
 
 
+def _widen(boxes: Tensor) -> Tensor:
+    if boxes.shape[-1] != 4:
+        raise ValueError(f"boxes must be xyxy, float[..., 4], got shape {tuple(boxes.shape)}")
+    return boxes if boxes.dtype in (torch.float32, torch.float64) else boxes.float()
+
+
 def area(boxes_N4: Tensor) -> Tensor:
     """float[N] area; negative extents count as zero."""
+    boxes_N4 = _widen(boxes_N4)
     return (boxes_N4[..., 2:] - boxes_N4[..., :2]).clamp(min=0).prod(-1)
 
 
@@ -22,6 +31,7 @@ def order_corners(boxes_N4: Tensor) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = _widen(a), _widen(b)
     sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     inter = sides.clamp(min=0).prod(-1)
     return inter, area(a) + area(b) - inter
@@ -39,6 +49,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU in [-1, 1]: ``IoU - (hull - union) / hull``. Source: Rezatofighi et al. 2019, arXiv:1902.09630."""
+    a, b = _widen(a), _widen(b)
     inter, union = _overlap(a, b)
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     return _ratio(inter, union) - _ratio(hull - union, hull)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from coordvlm.coords.boxes import iou
 from coordvlm.utils.errors import ConfigError
 
 FloatArray = NDArray[np.float64]
@@ -36,6 +37,9 @@ class Grid:
     scale: int
 
     def __post_init__(self) -> None:
+        for key, value in (("num_bins", self.num_bins), ("scale", self.scale)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"coords.{key} must be an integer, got {value!r}")
         if self.num_bins < 2:
             raise ConfigError(f"coords.num_bins must be at least 2, got {self.num_bins}")
         if self.scale not in (self.num_bins - 1, self.num_bins):
@@ -55,9 +59,14 @@ class Grid:
         """Normalised coordinate of bins, float64[...]. Fractional bins (expectations) are allowed."""
         return np.asarray(bins, dtype=np.float64) / self.scale
 
-    def bin_values(self) -> torch.Tensor:
-        """float32[K]: ``decode(k)`` of every bin, the values v_k of the expectation read-out."""
-        return torch.from_numpy(self.decode(np.arange(self.num_bins))).float()
+    def bin_values(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """``dtype``[K]: ``decode(k)`` of every bin, the values v_k of the expectation read-out. Not below float32: bf16 has
+        8 bits for 1000 bins."""
+        return self.decode_tensor(torch.arange(self.num_bins, dtype=dtype))
+
+    def decode_tensor(self, bins: torch.Tensor) -> torch.Tensor:
+        """``decode`` on the tensor's own device: float[...] in the dtype of ``bins`` (float32 for integers)."""
+        return bins / self.scale
 
     def encode_box(self, box_norm: ArrayLike) -> IntArray:
         """Bins of one normalised xyxy box, int64[4]; an axis that falls into one bin is widened by one bin.
@@ -104,11 +113,8 @@ def quantisation_iou(grid: Grid, boxes_px: Sequence[ArrayLike], sizes: Sequence[
     Returns:
         float64[N] in [0, 1].
     """
-    ious = np.empty(len(boxes_px), dtype=np.float64)
-    for i, (box, (width, height)) in enumerate(zip(boxes_px, sizes, strict=True)):
-        true = np.asarray(box, dtype=np.float64)
-        back = to_px(grid.decode(grid.encode_box(to_norm(true, width, height))), width, height)
-        overlap = np.clip(np.minimum(true[2:], back[2:]) - np.maximum(true[:2], back[:2]), 0, None).prod()
-        union = (true[2:] - true[:2]).prod() + (back[2:] - back[:2]).prod() - overlap
-        ious[i] = overlap / union
-    return ious
+    true = np.asarray(boxes_px, dtype=np.float64).reshape(-1, 4)
+    back = np.empty_like(true)
+    for i, (box, (width, height)) in enumerate(zip(true, sizes, strict=True)):
+        back[i] = to_px(grid.decode(grid.encode_box(to_norm(box, width, height))), width, height)
+    return np.asarray(iou(torch.from_numpy(true), torch.from_numpy(back)).numpy())

@@ -1,0 +1,100 @@
+"""What a loss term reads: the model's output, the batch's labels and the decoded coordinates, side by side.
+
+Shapes: R text rows, N slots, M boxes, K bins, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from coordvlm.contracts.batch import Batch
+from coordvlm.contracts.output import ModelOutput
+from coordvlm.losses.coord_exp import CoordExp
+
+
+def _samples_of_rows(rows: Tensor, batch: Batch) -> Tensor:
+    return torch.div(rows, batch.input_ids.shape[1], rounding_mode="floor")
+
+
+#: Kind of item -> (how many the batch holds, read off shapes; the sample each belongs to, long[items]).
+ITEMS: dict[str, tuple[Callable[[Batch], int], Callable[[Batch], Tensor]]] = {
+    "text": (lambda b: b.text_row.shape[0], lambda b: _samples_of_rows(b.text_row, b)),
+    "slot": (lambda b: b.slot_row.shape[0], lambda b: _samples_of_rows(b.slot_row, b)),
+    "box": (lambda b: b.box_slot.shape[0], lambda b: b.box_sample),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """One micro-batch as the terms see it. Reading a field that the model was not asked for is a ``ValueError``.
+
+    Args:
+        output: what the model gave. batch: labels and indices. decode: how slots become coordinates; None if no term asks.
+    """
+
+    output: ModelOutput
+    batch: Batch
+    decode: CoordExp | None = None
+
+    def _given(self, name: str) -> Tensor:
+        value = getattr(self.output, name)
+        if not isinstance(value, Tensor):
+            raise ValueError(f"ModelOutput.{name} is not set: a term reads it without naming it in `needs`, or the model ignored `needs`")
+        return value
+
+    @property
+    def text_nll(self) -> Tensor:
+        return self._given("text_nll")
+
+    @property
+    def text_lse(self) -> Tensor:
+        return self._given("text_lse")
+
+    @property
+    def text_coord_lse(self) -> Tensor:
+        return self._given("text_coord_lse")
+
+    @property
+    def slot_logits(self) -> Tensor:
+        return self._given("slot_logits")
+
+    @property
+    def slot_lse(self) -> Tensor:
+        return self._given("slot_lse")
+
+    @property
+    def slot_bin(self) -> Tensor:
+        """long[N] target bins."""
+        return self.batch.slot_bin
+
+    @property
+    def slot_value(self) -> Tensor:
+        """float32[N] unquantised target coordinates in [0, 1]."""
+        return self.batch.slot_value
+
+    @cached_property
+    def coords(self) -> Tensor:
+        """float[N] decoded coordinates in [0, 1], with graph. Decoded once, shared by all terms."""
+        if self.decode is None:
+            raise ValueError("a term reads decoded coordinates, but says `decodes = False` or the recipe has no `decode`")
+        decoded: Tensor = self.decode(self.slot_logits)
+        return decoded
+
+    @property
+    def boxes(self) -> Tensor:
+        """float[M, 4] decoded boxes, raw: corners may be crossed."""
+        return self.coords[self.batch.box_slot]
+
+    @property
+    def true_boxes(self) -> Tensor:
+        """float[M, 4] unquantised target boxes in the precision of ``boxes``, normalised xyxy."""
+        return self.slot_value[self.batch.box_slot].to(self.coords.dtype)
+
+    def sample_of(self, items: str) -> Tensor:
+        """long[items], which sample of the batch each item belongs to."""
+        return ITEMS[items][1](self.batch)
