@@ -61,7 +61,7 @@ def box_faults(xyxy_A4: NDArray[np.float64], wh_A2: NDArray[np.float64]) -> NDAr
         xyxy_A4: float64[A, 4] in source px.
         wh_A2: float64[A, 2], (width, height) of each box's image.
     """
-    finite = np.isfinite(xyxy_A4).all(1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(xyxy_A4).all(axis=1))
     box = np.where(finite[:, None], xyxy_A4, 0.0)
     sides = box[:, 2:] - box[:, :2]
     excess = np.maximum(-box.min(1, initial=0.0), (box[:, 2:] - wh_A2).max(1, initial=0.0))
@@ -80,7 +80,7 @@ def clip_boxes(xyxy_A4: NDArray[np.float64], wh_A2: NDArray[np.float64]) -> NDAr
 
 def is_clipped(xyxy_A4: NDArray[np.float64], wh_A2: NDArray[np.float64]) -> NDArray[np.bool_]:
     """bool[A]: clipping moves an edge by more than rounding noise."""
-    moved: NDArray[np.bool_] = (np.abs(clip_boxes(xyxy_A4, wh_A2) - xyxy_A4) > NOISE_PX).any(1)
+    moved: NDArray[np.bool_] = np.asarray((np.abs(clip_boxes(xyxy_A4, wh_A2) - xyxy_A4) > NOISE_PX).any(axis=1))
     return moved
 
 

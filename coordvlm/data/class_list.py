@@ -44,6 +44,5 @@ class ClassList:
         if self.mode == "with_absent":
             absent = [name for name in names if name not in listed]
             rng = keyed_generator(self.seed, "class_list", epoch, sample_id)
-            picked = rng.choice(len(absent), size=min(self.num_absent, len(absent)), replace=False) if absent else []
-            listed.update(absent[int(i)] for i in picked)
+            listed.update(absent[i] for i in rng.permutation(len(absent))[: self.num_absent].tolist())
         return tuple(name for name in names if name in listed)

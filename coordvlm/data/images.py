@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from coordvlm.contracts import ResizeRule, Sample
+from coordvlm.contracts import ResizeRule
 from coordvlm.coords.resize import smart_resize
 from coordvlm.utils.errors import ConfigError, DataError
 
@@ -62,7 +62,8 @@ def _refusing(where: object) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise DataError("the image must not be above the pixel limit", where=where, value=str(error)) from error
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        raise DataError("the image must be readable and complete", where=where, value=f"{type(error).__name__}: {error}") from error
+        problem = f"{type(error).__name__}: {error}"
+        raise DataError("the image must be readable and complete", where=where, value=problem) from error
 
 
 def _displayed_rgb(image: Image.Image, declared: tuple[int, int] | None, max_pixels: int, where: object) -> Image.Image:
@@ -150,7 +151,7 @@ def resize_and_patchify(
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Sample -> patches, for whoever builds sequences (called in a worker).
+    """Image -> patches, for whoever builds sequences (called in a worker).
 
     Args:
         rule: the contract's resize rule.
@@ -160,12 +161,18 @@ class ImageReader:
     rule: ResizeRule
     max_pixels: int
 
-    def __call__(self, sample: Sample) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
-        """``resize_and_patchify`` of the sample's displayed frame; errors name the file and the sample's id."""
-        where = f"{sample.image} (image id {sample.id})" if isinstance(sample.image, Path) else f"image id {sample.id}"
-        image = open_image(sample.image, declared=(sample.width, sample.height), max_pixels=self.max_pixels, where=where)
+    def __call__(
+        self, image: Path | Image.Image, width: int, height: int, where: object
+    ) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
+        """``resize_and_patchify`` of the displayed frame, whose declared size is (width, height).
+
+        Raises:
+            DataError: see ``open_image`` and ``target_size``; names the file and ``where`` (the sample).
+        """
+        named = f"{image} ({where})" if isinstance(image, Path) else where
+        frame = open_image(image, declared=(width, height), max_pixels=self.max_pixels, where=named)
         try:
-            target = target_size(self.rule, *image.size)
+            target = target_size(self.rule, *frame.size)
         except DataError as error:
-            raise DataError(error.rule, where=where, value=error.value) from error
-        return resize_and_patchify(image, target, self.rule.patch, self.rule.merge)
+            raise DataError(error.rule, where=named, value=error.value) from error
+        return resize_and_patchify(frame, target, self.rule.patch, self.rule.merge)

@@ -1,0 +1,131 @@
+"""One LightningDataModule for every source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from coordvlm.contracts import CountFn, Encoder
+from coordvlm.data.loader import Collate, EncodedSplit, EpochBatches, EvalLoader, WindowedLoader
+from coordvlm.data.seeding import keyed_generator
+from coordvlm.data.source import DataSource
+from coordvlm.utils.errors import ConfigError
+
+#: The validation subset is the same for every run of a data set, whatever its seed: checkpoints are chosen on equal images.
+_SUBSET_SEED = 0
+
+
+class CoordDataModule(lightning.LightningDataModule):
+    """Wires a source and an encoder into training, validation and test loaders.
+
+    Args:
+        source: the data set. encoder: Sample -> Encoded -> Batch, called in workers.
+        batch_size, eval_batch_size: samples per (micro-)batch on one rank.
+        num_workers: worker processes of each loader; 0 works in the main process.
+        seed: of the training order.
+        count_fn: items per normaliser group, see ``WindowedLoader``; None: ``batch.counts``.
+        accumulate: micro-batches per optimiser step; must be the trainer's ``accumulate_grad_batches``.
+        val_images: size of the fixed subset of ``val``.
+        on_error: ``raise`` or ``skip`` for samples whose image cannot be read.
+        limit_train_batches: batches per epoch; None: the trainer's, if that is a number of batches.
+    """
+
+    def __init__(
+        self, *, source: DataSource, encoder: Encoder, batch_size: int, eval_batch_size: int, num_workers: int, seed: int,
+        count_fn: CountFn | None, accumulate: int, val_images: int, on_error: str, limit_train_batches: int | None = None,
+    ) -> None:
+        super().__init__()
+        if on_error not in ("raise", "skip"):
+            raise ConfigError(f"data.on_error must be raise or skip, got {on_error!r}")
+        if val_images < 1:
+            raise ConfigError(f"data.val_images must be at least 1, got {val_images}")
+        self.source, self.encoder, self.seed = source, encoder, seed
+        self._batch_size, self._eval_batch_size, self._num_workers = batch_size, eval_batch_size, num_workers
+        self._count_fn, self._accumulate, self._limit = count_fn, accumulate, limit_train_batches
+        self._val_images, self._skip = val_images, on_error == "skip"
+        self._loaders: dict[str, WindowedLoader | EvalLoader] = {}
+
+    def train_dataloader(self) -> WindowedLoader:
+        split, trainer = self.source.split("train"), self.trainer
+        if trainer is not None and trainer.accumulate_grad_batches != self._accumulate:
+            raise ConfigError(
+                f"the trainer accumulates {trainer.accumulate_grad_batches} batches and the loader's windows have "
+                f"{self._accumulate}: losses would be normalised wrongly"
+            )
+        if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise ConfigError("trainer.overfit_batches would still shuffle; give the source few images instead (num_train, num_images)")
+        sampler = EpochBatches(len(split), batch_size=self._batch_size, seed=self.seed, **self._ranks())
+        loader = WindowedLoader(
+            EncodedSplit(split, self.encoder, with_answer=True), sampler, Collate(self.encoder), num_workers=self._num_workers,
+            pin_memory=torch.cuda.is_available(), count_fn=self._count_fn, accumulate=self._accumulate, limit=self._batch_limit(),
+            skip_errors=self._skip, processed=self._processed(), epoch=0 if trainer is None else trainer.current_epoch,
+        )
+        self._close("train")
+        self._loaders["train"] = loader
+        return loader
+
+    def val_dataloader(self) -> EvalLoader:
+        """The fixed subset of ``val``, with answers: for teacher-forced diagnostics and for decoding from the prompt part."""
+        return self._eval_loader("val", self.val_indices(), with_answer=True)
+
+    def test_dataloader(self) -> EvalLoader:
+        """All of ``test``, prompts only. Broken truth boxes do not matter here; unreadable images do."""
+        split = self.source.split("test")
+        return self._eval_loader("test", np.argsort(split.ids, kind="stable"), with_answer=False)
+
+    def val_indices(self) -> NDArray[np.int64]:
+        """int64: positions of the validation subset, by ascending id. The same for every run on this data."""
+        ids = self.source.split("val").ids
+        picked = keyed_generator(_SUBSET_SEED, "val_subset").permutation(len(ids))[: self._val_images]
+        return picked[np.argsort(ids[picked], kind="stable")]
+
+    def val_ids(self) -> NDArray[np.int64]:
+        """int64: ids of the validation subset, ascending; ``source.truth("val").subset(val_ids)`` is its truth."""
+        return self.source.split("val").ids[self.val_indices()]
+
+    def unreadable(self) -> Mapping[str, int]:
+        """Messages of samples left out by ``on_error=skip`` since their loader was made -> how often."""
+        return {message: n for loader in self._loaders.values() for message, n in loader.skipped.items()}
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit":
+            self._close("train")
+
+    def _eval_loader(self, name: str, indices: NDArray[np.int64], *, with_answer: bool) -> EvalLoader:
+        loader = EvalLoader(
+            EncodedSplit(self.source.split(name), self.encoder, with_answer=with_answer), indices, Collate(self.encoder),
+            batch_size=self._eval_batch_size, num_workers=self._num_workers, pin_memory=torch.cuda.is_available(),
+            skip_errors=self._skip, **self._ranks(),
+        )
+        self._loaders[name] = loader
+        return loader
+
+    def _ranks(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {} if trainer is None else {"rank": trainer.global_rank, "world_size": trainer.world_size}
+
+    def _processed(self) -> Callable[[], int] | None:
+        if self.trainer is None:
+            return None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        return lambda: int(progress.current.processed)
+
+    def _batch_limit(self) -> int | None:
+        """Batches per epoch. The last window ends there, so the loader must know; a share of an epoch is refused."""
+        limit = None if self.trainer is None else self.trainer.limit_train_batches
+        if isinstance(limit, float):
+            if limit != 1.0:
+                raise ConfigError(f"trainer.limit_train_batches must be a number of batches, not a share, got {limit}")
+            limit = None
+        limits = [x for x in (limit, self._limit) if x is not None]
+        return min(limits) if limits else None
+
+    def _close(self, name: str) -> None:
+        loader = self._loaders.get(name)
+        if isinstance(loader, WindowedLoader):
+            loader.close()
