@@ -1,0 +1,151 @@
+"""The pictures of a run: which images to show, and each with its true and predicted boxes."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from coordvlm.contracts import GroundTruth, MatchedPairs, Prediction
+from coordvlm.coords.boxes import pairwise_iou
+from coordvlm.reports.overlay import Box, draw_overlay
+from coordvlm.reports.page import Markup, escape, join, missing, picture, tag
+
+LoadImage = Callable[[int], Image.Image]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One evaluated image.
+
+    Args:
+        true_xyxy_px: float64[T, 4] without crowds. pred_xyxy_px: float64[P, 4], kept records in emission order.
+        best_iou: float64[T], best same-class IoU of each true box. pred_iou: float64[P], the same for each prediction.
+        f1: of this image at IoU 0.5; NaN when there are no matched pairs to count.
+        crowds: number of crowd regions, which are not drawn.
+    """
+
+    image_id: int
+    size: tuple[float, float]
+    prediction: Prediction
+    true_names: tuple[str, ...]
+    true_xyxy_px: NDArray[np.float64]
+    pred_xyxy_px: NDArray[np.float64]
+    best_iou: NDArray[np.float64]
+    pred_iou: NDArray[np.float64]
+    f1: float
+    crowds: int
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean best IoU over true boxes; NaN for an image without any."""
+        return float(self.best_iou.mean()) if len(self.best_iou) else math.nan
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Sorts from worst to best: mean of F1 and mean best IoU, then the IoU."""
+        parts = [v for v in (self.f1, self.mean_iou) if math.isfinite(v)]
+        return (sum(parts) / len(parts) if parts else 0.0, self.mean_iou if len(self.best_iou) else 0.0)
+
+
+def scenes(truth: GroundTruth, predictions: Sequence[Prediction], pairs: MatchedPairs | None) -> list[Scene]:
+    """Every predicted image that the truth knows, in id order. F1 counts the evaluation's own matched pairs."""
+    matched = Counter(pairs.image_id.tolist()) if pairs is not None else None
+    names = dict(zip(truth.category_ids.tolist(), truth.category_names, strict=True))
+    by_id = {int(p.sample_id): p for p in predictions if _is_int(p.sample_id)}
+    order = np.argsort(truth.ann_image_id, kind="stable")
+    starts = np.searchsorted(truth.ann_image_id[order], truth.image_ids, side="left")
+    ends = np.searchsorted(truth.ann_image_id[order], truth.image_ids, side="right")
+    out = []
+    for i, image_id in enumerate(truth.image_ids.tolist()):
+        if image_id not in by_id:
+            continue
+        annotations = order[starts[i] : ends[i]]
+        crowd = truth.ann_iscrowd[annotations]
+        rows = annotations[~crowd]
+        prediction = by_id[image_id]
+        kept = [r for r in prediction.kept if r.box_xyxy_px is not None]
+        true_names = tuple(names[c] for c in truth.ann_category_id[rows].tolist())
+        true = truth.ann_xyxy_px[rows].reshape(-1, 4)
+        pred = np.asarray([r.box_xyxy_px for r in kept], dtype=np.float64).reshape(-1, 4)
+        same = np.asarray([[_same(t, r.desc) for t in true_names] for r in kept], dtype=bool).reshape(len(pred), len(true))
+        ious = np.where(same, pairwise_iou(torch.from_numpy(pred), torch.from_numpy(true)).numpy(), 0.0)
+        items = len(kept) + len(rows)
+        f1 = math.nan if matched is None else 2 * matched[image_id] / items if items else 1.0
+        width, height = truth.image_wh[i].tolist()
+        out.append(Scene(
+            image_id, (width, height), prediction, true_names, true, pred, ious.max(0, initial=0.0), ious.max(1, initial=0.0), f1,
+            int(crowd.sum()),
+        ))
+    return out
+
+
+def _same(name: str, desc: str) -> bool:
+    return name.strip().casefold() == desc.strip().casefold()
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, str) and value.removeprefix("-").isdecimal())
+
+
+def choose(items: Sequence[Scene], *, each: int = 8, seed: int = 0) -> dict[str, list[Scene]]:
+    """``worst``, ``best`` and ``random``, without overlap; fewer of each when there are less than three times ``each``.
+
+    Images without true boxes cannot be a best one.
+    """
+    count = min(each, math.ceil(len(items) / 3))
+    ranked = sorted(items, key=lambda s: s.rank)
+    worst = ranked[:count]
+    rest = ranked[count:]
+    best = [s for s in reversed(rest) if len(s.true_names)][:count]
+    rest = [s for s in rest if s not in best]
+    return {"best": best, "worst": worst, "random": random.Random(seed).sample(rest, min(count, len(rest)))}
+
+
+def gallery(groups: Mapping[str, Sequence[Scene]], load_image: LoadImage) -> Markup:
+    """The chosen images, group by group; a group without images says so."""
+    titles = {"best": "Best", "worst": "Worst", "random": "Random"}
+    parts = []
+    for name, group in groups.items():
+        figures = [overlay_figure(scene, load_image) for scene in group]
+        parts.append(tag("h3", titles.get(name, name)))
+        parts.append(tag("div", figures, class_="gallery") if figures else missing("No image left for this group."))
+    return join(parts)
+
+
+def overlay_figure(scene: Scene, load_image: LoadImage) -> Markup:
+    """One image with its boxes and a caption; an image that cannot be read leaves its caption and the reason."""
+    truth = [Box(_four(b), name) for b, name in zip(scene.true_xyxy_px, scene.true_names, strict=True)]
+    kept = [r for r in scene.prediction.kept if r.box_xyxy_px is not None]
+    predicted = [
+        Box(_four(box), f"{record.desc} {record.score:.2f} IoU {iou:.2f}")
+        for box, record, iou in zip(scene.pred_xyxy_px, kept, scene.pred_iou, strict=True)
+    ]
+    try:
+        view = picture(draw_overlay(load_image(scene.image_id), truth, predicted, size=scene.size), f"image {scene.image_id} with boxes")
+    except (OSError, KeyError, ValueError) as error:
+        view = missing(f"The image could not be read: {type(error).__name__}: {error}")
+    return tag("figure", view, tag("figcaption", _caption(scene)))
+
+
+def _caption(scene: Scene) -> Markup:
+    facts = [f"{len(scene.true_names)} true", f"{len(scene.pred_xyxy_px)} predicted"]
+    dropped = Counter(r.status for r in scene.prediction.records if not r.kept)
+    facts += [f"{count} × {status}" for status, count in dropped.most_common()]
+    facts += sorted(scene.prediction.flags)
+    facts += [f"{scene.crowds} crowd regions not drawn"] if scene.crowds else []
+    score = join(" · F1 ", tag("b", f"{scene.f1:.2f}")) if math.isfinite(scene.f1) else join(" · F1 –")
+    iou = f" · mean best IoU {scene.mean_iou:.2f}" if len(scene.true_names) else " · nothing to find"
+    return join(tag("b", f"image {scene.image_id}"), score, iou, tag("br"), escape(" · ".join(facts)))
+
+
+def _four(box: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = box.tolist()
+    return (x1, y1, x2, y2)

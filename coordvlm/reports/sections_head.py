@@ -1,0 +1,146 @@
+"""The top of the run page: what was run and how it ended, the main numbers, every metric, the contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from coordvlm.contracts import Contract
+from coordvlm.reports import tables
+from coordvlm.reports.page import Child, Markup, definitions, fold, join, missing, section, table, tag
+from coordvlm.reports.summary import RunSummary, flatten
+
+_STATUS = {
+    "finished": ("good", "finished"), "completed": ("good", "finished"), "done": ("good", "finished"), "ok": ("good", "finished"),
+    "success": ("good", "finished"), "running": ("warn", "running"), "interrupted": ("bad", "interrupted"), "failed": ("bad", "failed"),
+}
+
+
+def headline(run: RunSummary) -> Markup:
+    """Title, status, where it came from; an unfinished run is announced before anything else."""
+    kind, word = _STATUS.get(run.status, ("warn", run.status))
+    recipe, model, source = (_name(run.info(*names)) for names in (("recipe", "loss"), ("model",), ("data",)))
+    title = run.info("experiment", "name") or " · ".join(filter(None, (recipe, model, source)))
+    commit = run.info("git.commit", "commit", "git.sha")
+    state = "" if commit is None else f"{str(commit)[:12]}{' + uncommitted changes' if run.info('git.dirty', 'dirty') else ''}"
+    facts = definitions([
+        ("experiment", run.info("experiment")), ("recipe", recipe), ("model", model), ("data", source),
+        ("measured on", run.split), ("checkpoint chosen on", run.selected_on),
+        ("read-out", run.readout), ("seed", run.info("seed")), ("commit", tag("code", state) if state else None),
+        ("started", run.info("started", "start_time")), ("finished", run.info("finished", "end_time")),
+        ("run folder", run.info("run_dir", "folder", "path")),
+    ])
+    command = run.info("command", "argv")
+    shown = " ".join(map(str, command)) if isinstance(command, list | tuple) else command
+    return join(
+        _alert(run),
+        tag("h1", title or "Run", " ", tag("span", word, class_=f"pill {kind}")),
+        tag("pre", shown) if shown else missing("The command is not recorded."),
+        facts,
+    )
+
+
+def _name(value: object) -> str:
+    """A name, or the name inside a mapping."""
+    if isinstance(value, Mapping):
+        return str(value.get("name") or "")
+    return "" if value is None else str(value)
+
+
+def _alert(run: RunSummary) -> Child:
+    reason = run.info("reason", "error", "failure", "exception")
+    text = tag("pre", "\n".join(f"{k}: {v}" for k, v in reason.items()) if isinstance(reason, Mapping) else reason) if reason else None
+    if run.status == "interrupted":
+        return _box("bad", "This run was interrupted", "What follows describes the state at that moment, not a finished training.", text)
+    if run.status == "failed":
+        return _box("bad", "This run failed", "Numbers below, if any, come from before the failure.", text)
+    if run.status == "running":
+        return _box("warn", "This run had not finished when the page was written", "Numbers are intermediate.", text)
+    if run.status not in _STATUS:
+        return _box("warn", f"How this run ended is not known (status: {run.status})", "Do not read the numbers as final.", text)
+    return _box("warn", "Note", "", text) if text else None
+
+
+def _box(kind: str, title: str, words: str, more: Child = None) -> Markup:
+    return tag("div", tag("strong", title), words, more, class_=f"alert {kind}", role="alert")
+
+
+def results(run: RunSummary) -> Markup:
+    """Tiles of the main metrics, then all of them."""
+    if run.evaluation is None:
+        return section("metrics", "Results", missing("There is no evaluation: this run ended before one, or it was switched off."))
+    shown = tables.rows(run.evaluation.metrics)
+    images = run.evaluation.counts.get("images")
+    if images is None and run.truth is not None:
+        images = len(run.truth.image_ids)
+    over = f"{images:,} images" if images is not None else "the evaluated images"
+    note = (
+        f"On {run.split or 'an unnamed split'}, {over}, original annotations at original resolution. Ranges are 95 % bootstrap intervals "
+        "over images: what another draw of test images would change, not what another seed would."
+    )
+    every = table(
+        ("metric", "", "value", "95 % interval", "meaning"),
+        [(tag("b", r.name) if r.main else r.name, tables.arrow(r.better), r.shown, r.interval, r.meaning) for r in shown],
+        text_columns=(0, 1, 4), class_="wide",
+    )
+    main = [tile(r) for r in shown if r.main]
+    absent = [name for name in tables.MAIN if name not in run.evaluation.metrics]
+    return section(
+        "metrics", "Results", _selection(run), tag("div", main, class_="tiles") if main else None,
+        missing(f"Not measured: {', '.join(absent)}.") if absent else None,
+        every if shown else missing("The evaluation has no metrics."), note=note,
+    )
+
+
+def _selection(run: RunSummary) -> Child:
+    if run.split and run.split == run.selected_on:
+        return _box(
+            "warn", "The checkpoint was chosen on this very split",
+            f"Numbers on {run.split} are optimistic; compare models on data that chose neither.",
+        )
+    return None
+
+
+def tile(row: tables.Row) -> Markup:
+    """One metric, large, with its interval; a bar for those between 0 and 1."""
+    unit = tag("small", " px") if row.name.startswith("px") and math.isfinite(row.value) else None
+    has_range = math.isfinite(row.low) and math.isfinite(row.high)
+    bar: Child = None
+    if not row.name.startswith("px") and 0 <= row.value <= 1:
+        low, high = (row.low, row.high) if has_range else (row.value, row.value)
+        bar = tag(
+            "div", tag("i", style=f"left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"), tag("b", style=f"left:{100 * row.value:.1f}%"),
+            class_="bar",
+        )
+    def short(v: float) -> str:
+        return tables.number(row.name, v) if row.name.startswith("px") or not math.isfinite(v) else f"{v:.3f}"
+
+    interval = f"95 %: {short(row.low)} – {short(row.high)}" if has_range else "undefined on this data" if math.isnan(row.value) else "no interval"
+    return tag(
+        "div", tag("div", row.name, " ", tables.arrow(row.better), class_="name"), tag("div", short(row.value), unit, class_="value"),
+        tag("div", interval, class_="range"), bar, class_="tile", title=row.meaning or None,
+    )
+
+
+def contract(run: RunSummary) -> Markup:
+    """Everything that decides what an emitted number means, with both hashes."""
+    note = "Stored with the checkpoint. Equal hash: emitted numbers mean the same. Equal protocol: the results may be compared."
+    hashes: list[tuple[Child, Child]] = [("evaluation protocol", tag("code", run.protocol) if run.protocol else "not recorded")]
+    if run.contract is None:
+        return section("contract", "Coordinate contract", missing("No contract was handed over."), definitions(hashes), note=note)
+    hashes.insert(0, ("contract", tag("code", run.contract.hash())))
+    rows = [(name, tag("code", "–" if value is None else value)) for name, value in flatten(run.contract.to_dict()).items()]
+    every = fold("All fields", table(("field", "value"), rows, text_columns=(0, 1)))
+    return section(
+        "contract", "Coordinate contract", definitions(hashes), tag("p", _in_words(run.contract), class_="lead"), every, note=note
+    )
+
+
+def _in_words(c: Contract) -> Markup:
+    return join(
+        "A coordinate ", tag("code", "c = x / W"), f" in [0, 1] is written as one of {c.num_bins:,} bins, ",
+        tag("code", f"k = floor({c.scale} c + 0.5)"), ", and read as ", tag("code", f"k / {c.scale}"),
+        f". Boxes are {c.axes} on extents ", tag("code", c.extents), "; objects are written as ", tag("code", c.format), " in ",
+        tag("code", c.order), " order; images are resized by ", tag("code", c.resize.mode),
+        f" to sides that are multiples of {c.resize.factor} px.",
+    )

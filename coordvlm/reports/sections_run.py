@@ -1,0 +1,151 @@
+"""The course of the run: losses and scores over steps, data, time, versions, and the whole record."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from coordvlm.reports import plots, tables
+from coordvlm.reports.page import Child, Markup, definitions, fold, missing, section, table, tag
+from coordvlm.reports.summary import Curve, RunSummary, flatten, quantity
+
+#: Panels of one kind on a page; more are named instead.
+_MAX_PANELS = 18
+_PHASE = re.compile(r"^(train|val|valid|validation)[/_]")
+_SUFFIX = re.compile(r"_(step|epoch)$")
+#: Columns of the CSV log that are no curve.
+_SKIP = frozenset({"epoch", "step", "time"})
+_OPTIMISER = re.compile(r"(^|[/_-])(lr|learning_rate|grad_norm|images_per_s|weight_decay|momentum)([/_-]|$)")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(phase, quantity): ``val/coord_loss`` -> ``("val", "coord_loss")``; the phase is "" when the name has none."""
+    found = _PHASE.match(name)
+    if not found:
+        return "", name
+    return "train" if found[1] == "train" else "val", name[found.end() :]
+
+
+def _panels(curves: Mapping[str, Curve]) -> tuple[dict[str, dict[str, plots.Points]], list[str]]:
+    """quantity -> phase -> finite points; and the names that hold not one number."""
+    panels: dict[str, dict[str, plots.Points]] = {}
+    empty = []
+    for name, (steps, values) in curves.items():
+        if name in _SKIP:
+            continue
+        points = plots.finite_curve(steps, values)
+        if not len(points[0]):
+            empty.append(name)
+            continue
+        phase, quantity_name = split_name(name)
+        lines = panels.setdefault(_SUFFIX.sub("", quantity_name), {})
+        key = phase or "value"
+        lines[key if key not in lines else name] = points
+    return panels, empty
+
+
+def kind(name: str) -> str:
+    """``score`` (a metric of the evaluation), ``optimiser``, ``probe`` (teacher-forced diagnostics) or ``loss``."""
+    last = name.split("/")[-1]
+    if tables.describe(last)[1]:
+        return "score"
+    if _OPTIMISER.search(name):
+        return "optimiser"
+    if "loss" in name:
+        return "loss"
+    return "probe" if "/" in name else "loss"
+
+
+def course(run: RunSummary) -> Markup:
+    """Loss per term, AP on the selection subset, and what else was logged, over steps."""
+    title = "Training"
+    panels, empty = _panels(run.curves)
+    if not panels:
+        why = "There is no log of losses: nothing was trained, or it was not kept."
+        why = "The log has columns but not one finite value." if empty else why
+        return section("training", title, missing(why))
+    groups: dict[str, list[str]] = {"loss": [], "score": [], "optimiser": [], "probe": []}
+    for name in panels:
+        groups[kind(name)].append(name)
+    order = {name: i for i, name in enumerate((*tables.MAIN, *tables.METRICS))}
+    groups["score"].sort(key=lambda n: order.get(n.split("/")[-1], len(order)))
+    groups["loss"].sort(key=lambda n: "total" not in n)
+    parts: list[Child] = [tag("h3", "Loss per term"), _grid(groups["loss"], panels) or missing("No loss was logged.")]
+    scores = _grid(groups["score"], panels, limit=6) or missing("No decoded score was logged during training.")
+    parts += [tag("h3", "Score over steps"), scores]
+    for name, words in (("optimiser", "Optimiser"), ("probe", "Diagnostics (teacher-forced: they explain, they do not rank)")):
+        if groups[name]:
+            parts.append(fold(f"{words}: {len(groups[name])} curves", _grid(groups[name], panels)))
+    if empty:
+        parts.append(missing(f"Logged without a finite value: {', '.join(sorted(empty))}."))
+    note = "As logged, by name. Long curves are means over stretches with the range as a band; axes may be logarithmic."
+    return section("training", title, parts, note=note)
+
+
+def _grid(names: list[str], panels: Mapping[str, Mapping[str, plots.Points]], *, limit: int = _MAX_PANELS) -> Child:
+    if not names:
+        return None
+    figures = []
+    for name in names[:limit]:
+        lines = dict(sorted(panels[name].items(), key=lambda item: (item[0] != "train", item[0] != "val", item[0])))
+        series = {"train": 1, "val": 2}
+        legend = {key: series.get(key, min(i, len(plots.SERIES))) for i, key in enumerate(lines, 3)}
+        last = ", ".join(f"{key} {lines[key][1][-1]:.4g}" for key in lines)
+        svg = plots.curves(lines, colours=legend, alt=f"{name} over steps")
+        figures.append(plots.panel(name, svg, legend=legend, note=f"last: {last}"))
+    more = missing(f"{len(names) - limit} more in the CSV log: {', '.join(names[limit:])}.") if len(names) > limit else None
+    return [tag("div", figures, class_="plots"), more]
+
+
+def data(run: RunSummary) -> Markup:
+    """What was dropped, clipped or skipped, and hashes of what was read."""
+    counts = run.group("data_counts", "dropped", "counts", "data_stats")
+    hashes = run.group("data_hashes", "hashes", "data_hash")
+    rest = run.group("data")
+    truth = run.truth
+    facts: list[tuple[Child, Child]] = []
+    if truth is not None:
+        facts = [
+            ("evaluated images", f"{len(truth.image_ids):,}"), ("annotations", f"{len(truth.ann_ids):,}"),
+            ("of them crowds", f"{int(truth.ann_iscrowd.sum()):,}"), ("categories", f"{len(truth.category_names):,}"),
+            ("truth digest", tag("code", truth.digest())),
+        ]
+    parts: list[Child] = []
+    for title, values, code in (("Counts", counts, False), ("Hashes", hashes, True), ("Source", rest, False)):
+        if values:
+            rows = [(k, tag("code", v) if code else quantity(k, v)) for k, v in values.items()]
+            parts.append(tag("div", tag("h3", title), table(("", ""), rows, text_columns=(0, 1) if code else (0,))))
+    gone = missing("Dropped and clipped objects were not recorded.") if not counts else None
+    no_hash = missing("Hashes of the data files were not recorded.") if not hashes else None
+    note = "Targets may be dropped or clipped for training, and are counted; evaluation reads the untouched truth."
+    return section("data", "Data", definitions(facts), tag("div", parts, class_="columns") if parts else None, gone, no_hash, note=note)
+
+
+def timing(run: RunSummary) -> Markup:
+    """Seconds of each stage, throughput, memory."""
+    values = run.group("timing", "timings")
+    for name, value in run.run_info.items():
+        if re.search(r"peak_memory|max_memory|images_per_s|load_average", name):
+            values |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    seconds = [p.timing["seconds"] for p in run.predictions if math.isfinite(p.timing.get("seconds", math.nan))]
+    tokens = [p.timing["tokens"] for p in run.predictions if math.isfinite(p.timing.get("tokens", math.nan))]
+    if sum(seconds) > 0:
+        values["decode, images per second"] = round(len(seconds) / sum(seconds), 2)
+    if tokens:
+        values["decode, tokens per image"] = round(sum(tokens) / len(tokens), 1)
+    if not values:
+        return section("timing", "Time and memory", missing("Times and memory were not recorded."))
+    note = "Wall time; another load on the machine shows here."
+    return section("timing", "Time and memory", definitions((k.replace("_", " "), quantity(k, v)) for k, v in values.items()), note=note)
+
+
+def record(run: RunSummary) -> Markup:
+    """Versions, and run.json in full."""
+    versions = run.group("versions")
+    rows = [(k, tag("code", quantity(k, v) if not isinstance(v, float) else v)) for k, v in flatten(run.run_info).items()]
+    every = table(("field", "value"), rows, text_columns=(0, 1))
+    return section(
+        "record", "Versions and record", definitions(versions.items()) if versions else missing("Versions were not recorded."),
+        fold(f"run.json: {len(rows)} fields", every) if rows else missing("run.json is empty."),
+    )

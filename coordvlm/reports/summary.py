@@ -1,0 +1,114 @@
+"""Everything a run report is made of, and how the free-form part of it (``run.json``) is read and shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from coordvlm.contracts import Contract, Evaluation, GroundTruth, Prediction
+
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What is known about a run. Every part may be missing; the page then says so.
+
+    Args:
+        run_info: content of ``run.json``. Read by name: ``status`` (``finished``, ``running``, ``interrupted``, ``failed``), ``reason``
+            or ``error``, ``command``, ``experiment``, ``recipe`` or ``loss``, ``model``, ``data``, ``seed``, ``started``,
+            ``finished``, ``git`` (``commit``, ``dirty``), ``versions``, ``timing``, ``data_counts``, ``data_hashes``; all of it
+            is listed at the end of the page.
+        curves: name -> (steps, values) of the CSV log: ``train_l1``, ``val/l1`` ... ; train and val of one name share a panel.
+        load_image: image id -> displayed frame (EXIF applied); an OSError, KeyError or ValueError leaves a note in its place.
+        readouts: ``argmax``, ``expectation``, ``local`` -> metric name -> value, of one and the same decode.
+        readout: the one that made ``predictions``.
+        split, selected_on: data this was measured on, and data the checkpoint was chosen on.
+        protocol: hash of the evaluation protocol.
+    """
+
+    run_info: Mapping[str, object] = field(default_factory=dict)
+    contract: Contract | None = None
+    evaluation: Evaluation | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    predictions: Sequence[Prediction] = ()
+    truth: GroundTruth | None = None
+    load_image: Callable[[int], Image.Image] | None = None
+    readouts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    readout: str = ""
+    split: str = ""
+    selected_on: str = ""
+    protocol: str = ""
+
+    @property
+    def status(self) -> str:
+        return str(self.run_info.get("status") or "unknown")
+
+    def info(self, *names: str) -> object:
+        """The first of these fields that says something; None if none does. ``git.commit`` looks inside."""
+        for name in names:
+            value: object = self.run_info
+            for part in name.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value not in (None, "", {}, []):
+                return value
+        return None
+
+    def group(self, *names: str) -> dict[str, object]:
+        """Fields inside these mappings of ``run_info``, flattened to dotted names."""
+        out: dict[str, object] = {}
+        for name in names:
+            value = self.run_info.get(name)
+            if isinstance(value, Mapping):
+                out |= flatten(value)
+        return out
+
+
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested mappings as dotted names; short lists become text."""
+    out: dict[str, object] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            out |= flatten(value, f"{name}.") if value else {name: "none"}
+        elif isinstance(value, list | tuple):
+            shown = [str(v) for v in value[:20]]
+            out[name] = ", ".join(shown) + (f" … ({len(value)} in all)" if len(value) > 20 else "") if value else "none"
+        else:
+            out[name] = value
+    return out
+
+
+def quantity(name: str, value: object) -> str:
+    """A value with the unit its name ends in: ``train_s`` -> ``6 min 12 s``, ``peak_mb`` -> ``1,204 MB``."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if not math.isfinite(value):
+        return "–"
+    if name.endswith(("_per_s", "_per_second")):
+        return f"{value:,.1f} /s"
+    if name.endswith(("_s", "_seconds", "seconds", "_sec")):
+        return duration(float(value))
+    for suffix, unit in (("_bytes", "B"), ("_mb", "MB"), ("_mib", "MiB"), ("_gb", "GB"), ("_gib", "GiB")):
+        if name.lower().endswith(suffix):
+            return f"{value:,.4g} {unit}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f} {unit}"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """``0.8 s``, ``42 s``, ``6 min 12 s``, ``2 h 03 min``."""
+    if abs(seconds) < 10:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,176 @@
+"""Metric tables: rich for the terminal at the end of a run, Markdown and CSV for files; and the words that explain a metric."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from coordvlm.contracts import Interval
+
+#: The metrics a run is judged by, in the order they are shown.
+MAIN = ("AP", "AP50", "AP_score1", "F1_50", "parse_rate", "px_median")
+
+#: name -> (meaning, better: +1 higher, -1 lower). Order is the order of every table.
+METRICS: Mapping[str, tuple[str, int]] = {
+    "AP": ("COCO average precision, mean over IoU 0.50:0.95", 1),
+    "AP50": ("average precision at IoU 0.50", 1),
+    "AP75": ("average precision at IoU 0.75", 1),
+    "AP_small": ("AP of objects below 32² px", 1),
+    "AP_medium": ("AP of objects from 32² to 96² px", 1),
+    "AP_large": ("AP of objects above 96² px", 1),
+    "AP_score1": ("AP with every score set to 1: boxes without ranking", 1),
+    "AP50_score1": ("AP50 with every score set to 1", 1),
+    "AR1": ("average recall, 1 prediction per image", 1),
+    "AR10": ("average recall, 10 predictions per image", 1),
+    "AR100": ("average recall, 100 predictions per image", 1),
+    "F1_50": ("class-aware F1 at IoU 0.50", 1),
+    "F1_75": ("class-aware F1 at IoU 0.75", 1),
+    "F1_95": ("class-aware F1 at IoU 0.95", 1),
+    "F1_mean": ("class-aware F1, mean over IoU 0.50:0.95", 1),
+    "parse_rate": ("images whose records all parse", 1),
+    "truncation_rate": ("images without an end token", -1),
+    "duplicate_rate": ("predictions that repeat an earlier one of their class (IoU ≥ 0.9)", -1),
+    "absent_class_rate": ("predictions of a class that is not in the image", -1),
+    "px_mean": ("mean corner error of matched boxes, source px", -1),
+    "px_median": ("median corner error of matched boxes, source px", -1),
+    "px_p90": ("90th percentile of the corner error, source px", -1),
+    "px_p95": ("95th percentile of the corner error, source px", -1),
+}
+_PATTERNS: tuple[tuple[str, str, int], ...] = (
+    (r"pck_(\d+)", "matched corners within {} px", 1),
+    (r"pck_all_(\d+)", "corners of all true boxes within {} px (missed boxes count)", 1),
+    (r"px384_(\w+)", "corner error on a 384 px frame: {}", -1),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric as shown. ``better``: +1 higher is better, -1 lower, 0 unknown."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    meaning: str
+    better: int
+    main: bool
+
+    @property
+    def shown(self) -> str:
+        return number(self.name, self.value)
+
+    @property
+    def interval(self) -> str:
+        """``0.61 – 0.66``, or a dash when it is undefined."""
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return "–"
+        return f"{number(self.name, self.low)} – {number(self.name, self.high)}"
+
+
+def number(name: str, value: float) -> str:
+    """A metric's value: pixels with two decimals, everything else with four digits; a dash for NaN."""
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else str(value)
+    return f"{value:.2f}" if name.startswith("px") else f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def rows(metrics: Mapping[str, Interval]) -> list[Row]:
+    """The main metrics, then the others in the order of the specification, then what it does not name."""
+    order = {name: i for i, name in enumerate((*MAIN, *METRICS))}
+    for i, name in reversed(list(enumerate(MAIN))):
+        order[name] = i
+    names = sorted(metrics, key=lambda name: (order.get(name, len(order)), _natural(name)))
+    out = []
+    for name in names:
+        meaning, better = describe(name)
+        item = metrics[name]
+        out.append(Row(name, float(item.value), float(item.low), float(item.high), meaning, better, name in MAIN))
+    return out
+
+
+def describe(name: str) -> tuple[str, int]:
+    """What a metric means, and its better direction; ("", 0) for one this table does not know."""
+    if name in METRICS:
+        return METRICS[name]
+    for pattern, meaning, better in _PATTERNS:
+        if found := re.fullmatch(pattern, name):
+            return meaning.format(found[1]), better
+    return "", 0
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def arrow(better: int) -> str:
+    """Which way is better."""
+    return {1: "↑", -1: "↓"}.get(better, "")
+
+
+def metric_table(
+    metrics: Mapping[str, Interval], readouts: Mapping[str, Mapping[str, float]] | None = None, *, title: str = ""
+) -> Group:
+    """What the terminal shows at the end of a run: main metrics in bold, the rest below a line, read-outs in a table of their own."""
+    table = Table(title=Text(title) if title else None, title_justify="left", header_style="dim", pad_edge=False)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    table.add_column("", style="dim", overflow="ellipsis", no_wrap=True)
+    shown = rows(metrics)
+    for i, row in enumerate(shown):
+        last_main = row.main and (i + 1 == len(shown) or not shown[i + 1].main)
+        table.add_row(
+            Text(f"{row.name} {arrow(row.better)}"), row.shown, row.interval, Text(row.meaning),
+            style="bold" if row.main else None, end_section=last_main,
+        )
+    if not readouts:
+        return Group(table)
+    names = readout_columns(readouts)
+    compare = Table(title="Read-outs of the same decode", title_justify="left", header_style="dim", pad_edge=False)
+    compare.add_column("read-out")
+    for name in names:
+        compare.add_column(Text(name), justify="right")
+    for readout, values in readouts.items():
+        compare.add_row(Text(readout), *(number(n, values.get(n, math.nan)) for n in names))
+    return Group(table, Text(), compare)
+
+
+def readout_columns(readouts: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Every metric that some read-out has, in table order."""
+    return [row.name for row in rows({name: Interval(0.0) for values in readouts.values() for name in values})]
+
+
+def metrics_markdown(metrics: Mapping[str, Interval], readouts: Mapping[str, Mapping[str, float]] | None = None) -> str:
+    """The same as Markdown."""
+    lines = ["| metric | value | 95 % interval | meaning |", "|---|--:|--:|---|"]
+    for row in rows(metrics):
+        name = f"**{_cell(row.name)}**" if row.main else _cell(row.name)
+        lines.append(f"| {name} | {row.shown} | {row.interval} | {_cell(row.meaning)} |")
+    if readouts:
+        names = readout_columns(readouts)
+        lines += ["", f"| read-out | {' | '.join(map(_cell, names))} |", f"|---|{'--:|' * len(names)}"]
+        for readout, values in readouts.items():
+            lines.append(f"| {_cell(readout)} | {' | '.join(number(n, values.get(n, math.nan)) for n in names)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def metrics_csv(metrics: Mapping[str, Interval]) -> str:
+    """``name,value,low,high`` with full precision; an undefined value is an empty field."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["name", "value", "low", "high"])
+    for row in rows(metrics):
+        writer.writerow([row.name, *("" if math.isnan(v) else repr(v) for v in (row.value, row.low, row.high))])
+    return out.getvalue()
