@@ -65,6 +65,8 @@ class CoordDataModule(lightning.LightningDataModule):
             pin_memory=torch.cuda.is_available(), count_fn=self._count_fn, accumulate=self._accumulate, limit=self._batch_limit(),
             skip_errors=self._skip, processed=self._processed(), epoch=0 if trainer is None else trainer.current_epoch,
         )
+        if trainer is not None:
+            _leave_finished_epoch(trainer, len(loader))
         self._close("train")
         self._loaders["train"] = loader
         return loader
@@ -129,3 +131,18 @@ class CoordDataModule(lightning.LightningDataModule):
         loader = self._loaders.get(name)
         if isinstance(loader, WindowedLoader):
             loader.close()
+
+
+def _leave_finished_epoch(trainer: lightning.Trainer, num_batches: int) -> None:
+    """Let a run that is resumed from the very end of an epoch begin the next one at batch 0.
+
+    A checkpoint saved in or after the hooks of an epoch's end holds a full batch counter. Lightning 2.6 goes on counting from there
+    if no validation is due, so it would step after one batch of the first window and call that an epoch.
+    """
+    progress: Any = trainer.fit_loop.epoch_progress
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    over = progress.current.ready == progress.current.processed and batches.completed >= num_batches
+    if trainer.fit_loop.restarting and over:
+        batches.reset()
+        if progress.current.completed < progress.current.processed:
+            progress.increment_completed()

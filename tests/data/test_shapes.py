@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -85,7 +86,8 @@ def test_shapes_that_cannot_fit_are_refused():
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("kinds", ("hexagon",)), ("colours", ()), ("num_shapes", (3, 1)), ("class_list", "some"), ("num_val", -1), ("side_fraction", (0.0, 0.5)),
+    ("kinds", ("hexagon",)), ("colours", ()), ("num_shapes", (3, 1)), ("class_list", "some"), ("num_val", -1),
+    ("side_fraction", (0.0, 0.5)),
 ])
 def test_meaningless_options_are_refused(key, value):
     with pytest.raises(ConfigError, match=key if key != "side_fraction" else "sides"):
@@ -108,8 +110,6 @@ def test_samples_are_equal_in_another_process():
         "import hashlib; from tests.data.test_shapes import shapes; s = shapes().split('test').sample(3, 0);"
         "print(hashlib.sha256(s.image.tobytes() + repr(s.objects).encode()).hexdigest())"
     )
-    import hashlib
-
     sample = shapes().split("test").sample(3, 0)
     here = hashlib.sha256(sample.image.tobytes() + repr(sample.objects).encode()).hexdigest()
     env = {**os.environ, "PYTHONHASHSEED": "77"}
