@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from coordvlm.utils import locations, logs
 from coordvlm.utils.errors import CoordVLMError
 from coordvlm.utils.files import atomic_write_text, is_output_problem, output_error
-from coordvlm.utils.overrides import quote_free_text
+from coordvlm.utils.overrides import quote_free_text, resolved
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
@@ -225,7 +225,7 @@ def _guarded(main: Main, check: Check | None) -> Callable[[DictConfig], Any]:
                 check(cfg)
             logs.configure(run_dir, verbose=hydra_cfg.verbose is True)
             if logs.process_rank() == 0:
-                atomic_write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+                atomic_write_text(run_dir / "config.yaml", OmegaConf.to_yaml(resolved(OmegaConf.to_container(cfg, resolve=True))))
             value = main(cfg)
         except Exception as error:
             status = report_error(error, FAILED)

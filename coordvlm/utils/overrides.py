@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 #: Keys whose value is text or a path: commas, quotes, ``=``, brackets and numbers in it mean nothing.
 FREE_TEXT = ("phrase", "phrases", "run", "resume", "images", "notes", "data.root", "model.path")
@@ -37,8 +38,21 @@ def _quote(arg: str, names: frozenset[str]) -> str:
     if _QUOTED.fullmatch(value) or (value == "null" and key not in NEVER_NULL):
         return arg
     # Hydra unquotes first, OmegaConf then looks for "${": both layers are escaped, in the opposite order.
-    literal = re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", value)
-    return f"{match['prefix']}{key}={QuotedString(literal, Quote.single).with_quotes()}"
+    return f"{match['prefix']}{key}={QuotedString(escape_interpolation(value), Quote.single).with_quotes()}"
+
+
+def escape_interpolation(text: str) -> str:
+    """The string that OmegaConf reads as ``text``, even where ``${`` is in it."""
+    return re.sub(r"(\\*)\$\{", lambda m: 2 * m[1] + r"\${", text)
+
+
+def resolved(tree: Any) -> Any:
+    """A resolved configuration as plain containers that OmegaConf can load again: text with ``${`` in it stays text."""
+    if isinstance(tree, Mapping):
+        return {key: resolved(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [resolved(value) for value in tree]
+    return escape_interpolation(tree) if isinstance(tree, str) else tree
 
 
 def flatten_keys(tree: object, prefix: str = "") -> Iterator[str]:

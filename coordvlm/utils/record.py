@@ -134,7 +134,8 @@ class RunRecord:
             raise DataError(f"cannot read the record of a run: {error}", where=file) from error
         if not isinstance(data, dict) or "status" not in data:
             raise DataError("must be the record of a run, a mapping with a status", where=file)
-        if data["status"] == "running" and data.get("hostname") == socket.gethostname() and not _alive(data.get("pid"), data.get("pid_started")):
+        here = data.get("hostname") == socket.gethostname()
+        if data["status"] == "running" and here and not _alive(data.get("pid"), data.get("pid_started")):
             data["status"] = "dead"
         return data
 
