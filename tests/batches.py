@@ -43,7 +43,7 @@ def make_batch(
         tokens, kinds = [IMAGE, FIRST_WORD, FIRST_WORD + 1], [-1, -1, -1]  # kind: -1 unsupervised, 0 text, 1 coordinate
         for i, box in enumerate(sample):
             bins = grid.encode_box(box).tolist()
-            tokens += [START, *(FIRST_WORD + (b + w) % 7 for w in range(words)), *(NUM_TEXT + k for k in bins), STOP]
+            tokens += [START, *(FIRST_WORD + (len(sample) + w) % 7 for w in range(words)), *(NUM_TEXT + k for k in bins), STOP]
             kinds += [0] * (1 + words) + [1] * 4 + [0]
             prev.append(len(samples) - 1 if i else -1)
             samples.append(b)
