@@ -38,8 +38,9 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ratio(num: Tensor, den: Tensor) -> Tensor:
-    safe = torch.where(den > 0, den, torch.ones_like(den))
-    return torch.where(den > 0, num / safe, torch.zeros_like(num))
+    """``num / den``, 0 where ``den`` is 0. Asked as ``den == 0`` so that NaN stays NaN and a guard can see it."""
+    empty = den == 0
+    return torch.where(empty, torch.zeros_like(num), num / torch.where(empty, torch.ones_like(den), den))
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

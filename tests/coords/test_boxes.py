@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,12 @@ def test_giou_has_the_gradient_of_finite_differences() -> None:
     a = torch.tensor([[0.1, 0.2, 0.5, 0.7], [0.6, 0.6, 0.9, 0.8]], dtype=torch.float64, requires_grad=True)
     b = torch.tensor([[0.3, 0.3, 0.8, 0.9], [0.1, 0.1, 0.3, 0.3]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: boxes.giou(x, b), (a,))
+
+
+@pytest.mark.parametrize("op", [boxes.iou, boxes.giou])
+def test_a_nan_box_is_not_passed_off_as_a_miss(op: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    box = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    assert op(torch.tensor([0.0, float("nan"), 1.0, 1.0]), box).isnan()
 
 
 def test_a_wrong_last_axis_is_refused() -> None:
