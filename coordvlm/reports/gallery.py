@@ -16,7 +16,7 @@ from PIL import Image
 from coordvlm.contracts import GroundTruth, MatchedPairs, Prediction
 from coordvlm.coords.boxes import pairwise_iou
 from coordvlm.reports.overlay import Box, draw_overlay
-from coordvlm.reports.page import Markup, escape, join, missing, picture, tag
+from coordvlm.reports.page import Markup, escape, join, missing, picture, tag, visible
 
 LoadImage = Callable[[int], Image.Image]
 
@@ -125,7 +125,7 @@ def overlay_figure(scene: Scene, load_image: LoadImage) -> Markup:
     truth = [Box(_four(b), name) for b, name in zip(scene.true_xyxy_px, scene.true_names, strict=True)]
     kept = [r for r in scene.prediction.kept if r.box_xyxy_px is not None]
     predicted = [
-        Box(_four(box), f"{record.desc} {record.score:.2f} IoU {iou:.2f}")
+        Box(_four(box), f"{_short(record.desc)} {record.score:.2f} IoU {iou:.2f}")
         for box, record, iou in zip(scene.pred_xyxy_px, kept, scene.pred_iou, strict=True)
     ]
     try:
@@ -133,6 +133,12 @@ def overlay_figure(scene: Scene, load_image: LoadImage) -> Markup:
     except (OSError, KeyError, ValueError) as error:
         view = missing(f"The image could not be read: {type(error).__name__}: {error}")
     return tag("figure", view, tag("figcaption", _caption(scene)))
+
+
+def _short(desc: str) -> str:
+    """A description that leaves room for its numbers."""
+    shown = visible(desc)
+    return shown if len(shown) <= 24 else f"{shown[:23]}…"
 
 
 def _caption(scene: Scene) -> Markup:

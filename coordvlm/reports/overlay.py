@@ -56,9 +56,8 @@ def draw_overlay(
     pred = [(_rect(b, sx, sy), b.text) for b in predicted if _finite(b)]
 
     draw = ImageDraw.Draw(canvas)
-    for group, width in ((true, _TRUE_WIDTH), (pred, _PRED_WIDTH)):
-        for rect, _ in group:
-            _outline(draw, rect, _CASING, width + 2)
+    for rect, _ in true:
+        _outline(draw, rect, _CASING, _TRUE_WIDTH + 2)
     for group, width, colour in ((true, _TRUE_WIDTH, GREEN), (pred, _PRED_WIDTH, RED)):
         for rect, _ in group:
             _outline(draw, rect, colour, width)

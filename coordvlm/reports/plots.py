@@ -91,7 +91,7 @@ def panel(title: str, svg: Markup, *, legend: Mapping[str, int] | None = None, n
     """A figure with a title, an HTML legend (name -> series number from 1) and a remark."""
     keys = [tag("span", tag("i", style=f"color:var(--s{i})"), name) for name, i in (legend or {}).items()]
     return tag(
-        "figure", tag("h4", title), tag("div", keys, class_="legend") if keys else None, svg,
+        "figure", tag("h4", title), svg, tag("div", keys, class_="legend") if keys else None,
         tag("figcaption", note) if note else None, class_="plot",
     )
 
@@ -112,6 +112,8 @@ def curves(lines: Mapping[str, Points], *, colours: Mapping[str, int], alt: str,
         everything = np.concatenate([y for _, y in lines.values()])
         if everything.min() > 0 and everything.max() > 100 * everything.min():
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the default writes mathtext, which is off
+            axes.yaxis.set_minor_formatter(lambda *_: "")
         for name, (x, y) in lines.items():
             colour = SERIES[colours[name] - 1]
             if len(x) > _MAX_POINTS:

@@ -38,5 +38,5 @@ def write_run_report(path: Path, run: RunSummary) -> Path:
         sections_run.timing(run),
         sections_run.record(run),
     ]
-    name = run.info("experiment", "name") or run.info("recipe", "loss") or "run"
+    name = run.choice("experiment") or run.choice("loss") or "run"
     return page.write(path, page.document(f"{name} ({run.status}) - coordvlm", body, contents=_CONTENTS))

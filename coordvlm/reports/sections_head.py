@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import datetime
 
 from coordvlm.contracts import Contract
 from coordvlm.reports import tables
 from coordvlm.reports.page import Child, Markup, definitions, fold, join, missing, section, table, tag
-from coordvlm.reports.summary import RunSummary, flatten
+from coordvlm.reports.summary import RunSummary, flatten, quantity
 
 _STATUS = {
-    "finished": ("good", "finished"), "completed": ("good", "finished"), "done": ("good", "finished"), "ok": ("good", "finished"),
-    "success": ("good", "finished"), "running": ("warn", "running"), "interrupted": ("bad", "interrupted"), "failed": ("bad", "failed"),
+    "finished": ("good", "finished"), "running": ("warn", "running"), "interrupted": ("bad", "interrupted"),
+    "failed": ("bad", "failed"), "dead": ("bad", "died"),
 }
 
 
 def headline(run: RunSummary) -> Markup:
     """Title, status, where it came from; an unfinished run is announced before anything else."""
     kind, word = _STATUS.get(run.status, ("warn", run.status))
-    recipe, model, source = (_name(run.info(*names)) for names in (("recipe", "loss"), ("model",), ("data",)))
-    title = run.info("experiment", "name") or " · ".join(filter(None, (recipe, model, source)))
-    commit = run.info("git.commit", "commit", "git.sha")
-    state = "" if commit is None else f"{str(commit)[:12]}{' + uncommitted changes' if run.info('git.dirty', 'dirty') else ''}"
+    recipe, model, source = (run.choice(name) for name in ("loss", "model", "data"))
+    title = run.choice("experiment") or " · ".join(filter(None, (recipe, model, source)))
+    commit = run.info("git.commit")
+    state = join(tag("code", str(commit)[:12]), " with uncommitted changes" if run.info("git.dirty") else "") if commit else None
+    seconds = run.run_info.get("seconds")
     facts = definitions([
-        ("experiment", run.info("experiment")), ("recipe", recipe), ("model", model), ("data", source),
-        ("measured on", run.split), ("checkpoint chosen on", run.selected_on),
-        ("read-out", run.readout), ("seed", run.info("seed")), ("commit", tag("code", state) if state else None),
-        ("started", run.info("started", "start_time")), ("finished", run.info("finished", "end_time")),
-        ("run folder", run.info("run_dir", "folder", "path")),
+        ("experiment", run.choice("experiment")), ("loss", recipe), ("model", model), ("data", source), ("measured on", run.split),
+        ("checkpoint chosen on", run.selected_on), ("read-out", run.readout), ("seed", run.info("seed")), ("commit", state),
+        ("started", _moment(run.info("started"))), ("ended", _moment(run.info("ended"))),
+        ("wall time", quantity("seconds", seconds) if seconds is not None else None), ("host", run.info("hostname")),
     ])
-    command = run.info("command", "argv")
-    shown = " ".join(map(str, command)) if isinstance(command, list | tuple) else command
+    shown = run.info("command_line", "command")
     return join(
         _alert(run),
         tag("h1", title or "Run", " ", tag("span", word, class_=f"pill {kind}")),
@@ -40,25 +40,36 @@ def headline(run: RunSummary) -> Markup:
     )
 
 
-def _name(value: object) -> str:
-    """A name, or the name inside a mapping."""
-    if isinstance(value, Mapping):
-        return str(value.get("name") or "")
-    return "" if value is None else str(value)
+def _moment(value: object) -> str | None:
+    """An ISO time to the second, with its offset; anything else as it is."""
+    try:
+        return None if value is None else datetime.fromisoformat(str(value)).isoformat(" ", timespec="seconds")
+    except ValueError:
+        return str(value)
 
 
 def _alert(run: RunSummary) -> Child:
-    reason = run.info("reason", "error", "failure", "exception")
-    text = tag("pre", "\n".join(f"{k}: {v}" for k, v in reason.items()) if isinstance(reason, Mapping) else reason) if reason else None
+    text = _reason(run.info("error", "reason"))
     if run.status == "interrupted":
         return _box("bad", "This run was interrupted", "What follows describes the state at that moment, not a finished training.", text)
     if run.status == "failed":
         return _box("bad", "This run failed", "Numbers below, if any, come from before the failure.", text)
+    if run.status == "dead":
+        return _box("bad", "This run died", "Its process is gone and left no word; numbers below, if any, are intermediate.", text)
     if run.status == "running":
         return _box("warn", "This run had not finished when the page was written", "Numbers are intermediate.", text)
     if run.status not in _STATUS:
         return _box("warn", f"How this run ended is not known (status: {run.status})", "Do not read the numbers as final.", text)
     return _box("warn", "Note", "", text) if text else None
+
+
+def _reason(error: object) -> Child:
+    """Type and message, with the traceback closed below."""
+    if not isinstance(error, Mapping):
+        return tag("pre", error) if error else None
+    words = ": ".join(str(error[k]) for k in ("type", "message") if error.get(k))
+    trace = error.get("traceback")
+    return [tag("pre", words or str(dict(error))), fold("Traceback", tag("pre", trace)) if trace else None]
 
 
 def _box(kind: str, title: str, words: str, more: Child = None) -> Markup:
@@ -103,21 +114,22 @@ def _selection(run: RunSummary) -> Child:
 
 def tile(row: tables.Row) -> Markup:
     """One metric, large, with its interval; a bar for those between 0 and 1."""
-    unit = tag("small", " px") if row.name.startswith("px") and math.isfinite(row.value) else None
+    pixels = row.name.startswith("px")
     has_range = math.isfinite(row.low) and math.isfinite(row.high)
     bar: Child = None
-    if not row.name.startswith("px") and 0 <= row.value <= 1:
+    if not pixels and 0 <= row.value <= 1:
         low, high = (row.low, row.high) if has_range else (row.value, row.value)
-        bar = tag(
-            "div", tag("i", style=f"left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"), tag("b", style=f"left:{100 * row.value:.1f}%"),
-            class_="bar",
-        )
-    def short(v: float) -> str:
-        return tables.number(row.name, v) if row.name.startswith("px") or not math.isfinite(v) else f"{v:.3f}"
+        reach = tag("i", style=f"left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%")
+        bar = tag("div", reach, tag("b", style=f"left:{100 * row.value:.1f}%"), class_="bar")
 
-    interval = f"95 %: {short(row.low)} – {short(row.high)}" if has_range else "undefined on this data" if math.isnan(row.value) else "no interval"
+    def short(value: float) -> str:
+        return tables.number(row.name, value) if pixels or not math.isfinite(value) else f"{value:.3f}"
+
+    otherwise = "undefined on this data" if math.isnan(row.value) else "no interval"
+    interval = f"95 %: {short(row.low)} – {short(row.high)}" if has_range else otherwise
     return tag(
-        "div", tag("div", row.name, " ", tables.arrow(row.better), class_="name"), tag("div", short(row.value), unit, class_="value"),
+        "div", tag("div", row.name, " ", tables.arrow(row.better), class_="name"),
+        tag("div", short(row.value), tag("small", " px") if pixels and math.isfinite(row.value) else None, class_="value"),
         tag("div", interval, class_="range"), bar, class_="tile", title=row.meaning or None,
     )
 

@@ -76,7 +76,7 @@ def course(run: RunSummary) -> Markup:
     parts += [tag("h3", "Score over steps"), scores]
     for name, words in (("optimiser", "Optimiser"), ("probe", "Diagnostics (teacher-forced: they explain, they do not rank)")):
         if groups[name]:
-            parts.append(fold(f"{words}: {len(groups[name])} curves", _grid(groups[name], panels)))
+            parts.append(fold(f"{words}: {len(groups[name])}", _grid(groups[name], panels)))
     if empty:
         parts.append(missing(f"Logged without a finite value: {', '.join(sorted(empty))}."))
     note = "As logged, by name. Long curves are means over stretches with the range as a band; axes may be logarithmic."
@@ -100,9 +100,6 @@ def _grid(names: list[str], panels: Mapping[str, Mapping[str, plots.Points]], *,
 
 def data(run: RunSummary) -> Markup:
     """What was dropped, clipped or skipped, and hashes of what was read."""
-    counts = run.group("data_counts", "dropped", "counts", "data_stats")
-    hashes = run.group("data_hashes", "hashes", "data_hash")
-    rest = run.group("data")
     truth = run.truth
     facts: list[tuple[Child, Child]] = []
     if truth is not None:
@@ -112,37 +109,39 @@ def data(run: RunSummary) -> Markup:
             ("truth digest", tag("code", truth.digest())),
         ]
     parts: list[Child] = []
-    for title, values, code in (("Counts", counts, False), ("Hashes", hashes, True), ("Source", rest, False)):
-        if values:
-            rows = [(k, tag("code", v) if code else quantity(k, v)) for k, v in values.items()]
-            parts.append(tag("div", tag("h3", title), table(("", ""), rows, text_columns=(0, 1) if code else (0,))))
-    gone = missing("Dropped and clipped objects were not recorded.") if not counts else None
-    no_hash = missing("Hashes of the data files were not recorded.") if not hashes else None
+    kinds = (("Dropped, clipped, skipped", "dropped", "Nothing was recorded as dropped or clipped."),
+             ("Files and hashes", "data", "Hashes of the data were not recorded."))
+    for title, name, otherwise in kinds:
+        values = run.group(name)
+        rows = [(k, tag("code", v) if isinstance(v, str) else quantity(k, v)) for k, v in values.items()]
+        parts.append(tag("div", tag("h3", title), table(("what", "value"), rows) if rows else missing(otherwise)))
     note = "Targets may be dropped or clipped for training, and are counted; evaluation reads the untouched truth."
-    return section("data", "Data", definitions(facts), tag("div", parts, class_="columns") if parts else None, gone, no_hash, note=note)
+    return section("data", "Data", definitions(facts), tag("div", parts, class_="columns"), note=note)
 
 
 def timing(run: RunSummary) -> Markup:
-    """Seconds of each stage, throughput, memory."""
-    values = run.group("timing", "timings")
-    for name, value in run.run_info.items():
-        if re.search(r"peak_memory|max_memory|images_per_s|load_average", name):
-            values |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    """Seconds of each stage, throughput, memory, and the load they were measured under."""
+    rows: list[tuple[Child, Child]] = []
+    for name, value in run.group("timings").items():
+        plain = name.endswith("_per_s") or not isinstance(value, int | float)
+        rows.append((name.replace("_", " "), quantity(name if plain else f"{name}_seconds", value)))
     seconds = [p.timing["seconds"] for p in run.predictions if math.isfinite(p.timing.get("seconds", math.nan))]
-    tokens = [p.timing["tokens"] for p in run.predictions if math.isfinite(p.timing.get("tokens", math.nan))]
     if sum(seconds) > 0:
-        values["decode, images per second"] = round(len(seconds) / sum(seconds), 2)
-    if tokens:
-        values["decode, tokens per image"] = round(sum(tokens) / len(tokens), 1)
-    if not values:
-        return section("timing", "Time and memory", missing("Times and memory were not recorded."))
-    note = "Wall time; another load on the machine shows here."
-    return section("timing", "Time and memory", definitions((k.replace("_", " "), quantity(k, v)) for k, v in values.items()), note=note)
+        rows.append(("decoded images per second", f"{len(seconds) / sum(seconds):,.1f}"))
+    peaks = run.group("peak_memory")
+    memory = [(f"peak {k.removesuffix('_bytes').replace('_', ' ')}", quantity(k, v)) for k, v in peaks.items()]
+    machine = run.group("hardware")
+    wanted = ("load_average", "load_average_end", "cpu_usable", "processor", "gpus")
+    load = [(name.replace("_", " "), machine[name]) for name in wanted if name in machine]
+    if not rows and not memory:
+        return section("timing", "Time and memory", missing("Times and memory were not recorded."), definitions(load))
+    note = "Wall time; what else the machine was doing shows in the load."
+    return section("timing", "Time and memory", definitions([*rows, *memory, *load]), note=note)
 
 
 def record(run: RunSummary) -> Markup:
     """Versions, and run.json in full."""
-    versions = run.group("versions")
+    versions = {k: v for k, v in run.group("versions").items() if v is not None}
     rows = [(k, tag("code", quantity(k, v) if not isinstance(v, float) else v)) for k, v in flatten(run.run_info).items()]
     every = table(("field", "value"), rows, text_columns=(0, 1))
     return section(

@@ -50,8 +50,9 @@ background:var(--wash);color:var(--soft);letter-spacing:0}
 .bar{position:relative;height:5px;border-radius:3px;background:var(--wash);margin-top:.5rem;overflow:hidden}
 .bar i{position:absolute;top:0;bottom:0;border-radius:3px;background:var(--s1);opacity:.35}
 .bar b{position:absolute;top:0;bottom:0;width:3px;margin-left:-1.5px;background:var(--s1)}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(215px,1fr));gap:.55rem 1.6rem;margin:.4rem 0 0}
-.facts dt{font-size:.78rem;color:var(--soft)}.facts dd{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(215px,1fr));gap:.55rem 1.6rem;margin:.4rem 0 0}
+.facts+.lead{margin-top:.8rem}.facts dt{font-size:.78rem;color:var(--soft)}
+.facts dd{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
 .table{overflow-x:auto;margin:.4rem 0}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;min-width:min(100%,26rem)}
 th{font-weight:600;color:var(--soft);font-size:.8rem;white-space:nowrap}
@@ -63,10 +64,9 @@ tbody tr:hover td{background:var(--wash)}
 .wide table{width:100%}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:.6rem 2.2rem;align-items:start}
 .columns h3{margin-top:.6rem}
-.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:1rem 1.6rem;align-items:start}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:1rem 1.6rem;align-items:start}
 figure{margin:0;min-width:0}
 .plots.four{grid-template-columns:repeat(auto-fill,minmax(240px,1fr))}
-figure.plot{margin:0;min-width:0}
 figure.plot h4{margin:.2rem 0 .3rem;font-size:.87rem;overflow-wrap:anywhere}
 svg.plot{width:100%;height:auto;display:block;overflow:visible}
 svg.plot *{stroke-linejoin:round}
@@ -88,7 +88,8 @@ font-size:.9rem}
 .chips{line-height:2;overflow-wrap:anywhere}
 .chip{display:inline-block;max-width:100%;white-space:pre-wrap;border-radius:4px;padding:0 .38em;margin:0 .16em .16em 0;line-height:1.65;
 font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;font-size:.8rem}
-.k-text{background:var(--t-text)}.k-marker{background:var(--t-marker)}.k-coord{background:var(--t-coord)}.k-end{background:var(--t-end)}
+.k-text{background:var(--t-text)}.k-marker{background:var(--t-marker)}.k-coord{background:var(--t-coord)}
+.k-end{background:var(--t-end)}
 .k-none{background:var(--t-none);color:var(--soft)}
 footer{color:var(--soft);font-size:.82rem;margin-top:1.4rem}
 @media (max-width:760px){.sample{grid-template-columns:1fr}}

@@ -18,10 +18,10 @@ class RunSummary:
     """What is known about a run. Every part may be missing; the page then says so.
 
     Args:
-        run_info: content of ``run.json``. Read by name: ``status`` (``finished``, ``running``, ``interrupted``, ``failed``), ``reason``
-            or ``error``, ``command``, ``experiment``, ``recipe`` or ``loss``, ``model``, ``data``, ``seed``, ``started``,
-            ``finished``, ``git`` (``commit``, ``dirty``), ``versions``, ``timing``, ``data_counts``, ``data_hashes``; all of it
-            is listed at the end of the page.
+        run_info: content of ``run.json``. Read by name: ``status`` (``finished``, ``running``, ``interrupted``, ``failed``, ``dead``),
+            ``error`` (``type``, ``message``, ``traceback``), ``command_line``, ``seed``, ``started``, ``ended``, ``seconds``,
+            ``hostname``, ``git``, ``versions``, ``timings`` (seconds), ``peak_memory``, ``hardware``, ``data``, ``dropped``, and
+            ``choices`` (``experiment``, ``loss``, ``model``, ``data``: names of the chosen configs). All of it is listed at the end.
         curves: name -> (steps, values) of the CSV log: ``train_l1``, ``val/l1`` ... ; train and val of one name share a panel.
         load_image: image id -> displayed frame (EXIF applied); an OSError, KeyError or ValueError leaves a note in its place.
         readouts: ``argmax``, ``expectation``, ``local`` -> metric name -> value, of one and the same decode.
@@ -57,6 +57,11 @@ class RunSummary:
                 return value
         return None
 
+    def choice(self, name: str) -> str:
+        """The chosen config of a group; "" when that is not recorded."""
+        value = self.info(f"choices.{name}") or self.info(name)
+        return str(value) if isinstance(value, str | int) else ""
+
     def group(self, *names: str) -> dict[str, object]:
         """Fields inside these mappings of ``run_info``, flattened to dotted names."""
         out: dict[str, object] = {}
@@ -83,7 +88,7 @@ def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]
 
 
 def quantity(name: str, value: object) -> str:
-    """A value with the unit its name ends in: ``train_s`` -> ``6 min 12 s``, ``peak_mb`` -> ``1,204 MB``."""
+    """A value with the unit its name ends in: ``train_s`` -> ``6 min 12 s``, ``rss_bytes`` -> ``1.20 GiB``."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -94,9 +99,8 @@ def quantity(name: str, value: object) -> str:
         return f"{value:,.1f} /s"
     if name.endswith(("_s", "_seconds", "seconds", "_sec")):
         return duration(float(value))
-    for suffix, unit in (("_bytes", "B"), ("_mb", "MB"), ("_mib", "MiB"), ("_gb", "GB"), ("_gib", "GiB")):
-        if name.lower().endswith(suffix):
-            return f"{value:,.4g} {unit}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f} {unit}"
+    if name.endswith("_bytes"):
+        return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.0f} MiB"
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return f"{value:.4g}"

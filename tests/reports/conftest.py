@@ -7,7 +7,14 @@ import pytest
 from PIL import Image, ImageDraw
 
 from coordvlm.contracts import (
-    Contract, Evaluation, GroundTruth, Interval, MatchedPairs, Prediction, Record, ResizeRule,
+    Contract,
+    Evaluation,
+    GroundTruth,
+    Interval,
+    MatchedPairs,
+    Prediction,
+    Record,
+    ResizeRule,
 )
 from coordvlm.reports.run_report import RunSummary
 
@@ -53,7 +60,9 @@ def make_run(num_images: int = 12, *, seed: int = 0) -> RunSummary:
     xy = (matched.pred_xyxy_px - matched.true_xyxy_px).reshape(-1, 2)
     metrics = {
         name: Interval(0.6 + 0.3 * rng.uniform(), 0.55, 0.95)
-        for name in ("AP", "AP50", "AP75", "AP_medium", "AP_score1", "AP50_score1", "AR1", "AR10", "F1_50", "F1_75", "F1_mean", "parse_rate")
+        for name in (
+            "AP", "AP50", "AP75", "AP_medium", "AP_score1", "AP50_score1", "AR1", "AR10", "F1_50", "F1_75", "F1_mean", "parse_rate",
+        )
     }
     metrics |= {"AP_small": Interval(float("nan")), "px_mean": Interval(1.9, 1.5, 2.4), "px_median": Interval(1.4, 1.2, 1.7),
                 "pck_5": Interval(0.97, 0.95, 0.98), "pck_10": Interval(1.0, 1.0, 1.0), "pck_2": Interval(0.71, 0.69, 0.74)}
@@ -67,21 +76,26 @@ def make_run(num_images: int = 12, *, seed: int = 0) -> RunSummary:
     )
     steps = list(range(1, 1501))
     decay = np.exp(-np.array(steps) / 350) * 5 + 0.05
-    loss = {f"train_{n}": (steps, (decay * f * rng.lognormal(0, 0.15, 1500)).tolist()) for n, f in (("total_loss", 1.5), ("coord_loss", 1), ("l1", 0.1))}
-    val = {f"val_{n}": (steps[249::250], (decay[249::250] * f).tolist()) for n, f in (("total_loss", 1.6), ("coord_loss", 1.1))}
+    terms = (("total_loss", 1.5), ("coord_loss", 1.0), ("l1", 0.1))
+    loss = {f"train_{n}": (steps, (decay * f * rng.lognormal(0, 0.15, 1500)).tolist()) for n, f in terms}
+    terms = (("total_loss", 1.6), ("coord_loss", 1.1))
+    val = {f"val_{n}": (steps[249::250], (decay[249::250] * f).tolist()) for n, f in terms}
     extra = {
         "val/AP": (steps[249::250], [0.02, 0.2, 0.42, 0.55, 0.61, 0.63]), "val/AP50": (steps[249::250], [0.1, 0.4, 0.7, 0.8, 0.86, 0.88]),
         "lr": (steps, np.cos(np.linspace(0, 1.57, 1500)).tolist()), "val/coord_probe/entropy": ([250, 500], [3.0, 2.0]),
         "train/empty": ([1, 2], [float("nan")] * 2),
     }
     info = {
-        "status": "finished", "command": "python -m coordvlm.train loss=hybrid experiment=shapes", "experiment": "shapes_hybrid",
-        "recipe": "hybrid", "model": "tiny", "data": "shapes", "seed": 0, "git": {"commit": "0123456789abcdef0123", "dirty": True},
-        "started": "2025-03-01T10:00:00+00:00", "finished": "2025-03-01T10:08:21+00:00",
+        "status": "finished", "command": "train", "command_line": "python -m coordvlm.train loss=hybrid experiment=shapes",
+        "choices": {"experiment": "shapes_hybrid", "loss": "hybrid", "model": "tiny", "data": "shapes"},
+        "seed": 0, "git": {"commit": "0123456789abcdef0123", "dirty": True},
+        "started": "2025-03-01T10:00:00+00:00", "ended": "2025-03-01T10:08:21.123456+00:00", "seconds": 501.2, "hostname": "box",
         "versions": {"python": "3.11.2", "torch": "2.11.0", "transformers": "5.17.0", "coordvlm": "0.1.0"},
-        "timing": {"load_s": 3.2, "train_s": 421.0, "decode_s": 31.5, "eval_s": 4.25, "train_images_per_s": 114.2},
-        "peak_memory_mb": 1204.5, "load_average": 1.9,
-        "data_counts": {"dropped_degenerate": 3, "clipped": 12}, "data_hashes": {"train": "a1b2c3d4e5f6", "test": "<b>0</b>"},
+        "timings": {"load": 3.2, "train": 421.0, "decode": 31.5, "eval": 4.25, "train_images_per_s": 114.2},
+        "peak_memory": {"rss_bytes": 1_204_500_000},
+        "hardware": {"load_average": [1.9, 1.5, 1.1], "cpu_usable": 2, "gpus": []},
+        "dropped": {"degenerate": 3, "clipped": 12},
+        "data": {"train": {"sha1": "a1b2c3d4e5f6", "images": 2000}, "test": {"sha1": "<b>0</b>"}},
     }
     return RunSummary(
         run_info=info, contract=make_contract(), evaluation=evaluation, curves=loss | val | extra, predictions=predictions, truth=truth,

@@ -1,0 +1,62 @@
+"""Metric tables for terminal, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from rich.console import Console
+
+from coordvlm.contracts import Interval
+from coordvlm.reports.tables import MAIN, describe, metric_table, metrics_csv, metrics_markdown, number, rows
+
+METRICS = {
+    "pck_15": Interval(1.0), "pck_2": Interval(0.5, 0.4, 0.6), "px_median": Interval(1.234, 1.1, 1.4), "zz|new": Interval(0.1),
+    "AP75": Interval(0.25, 0.2, 0.3), "AP": Interval(0.6312, 0.6, 0.66), "AP_small": Interval(float("nan")), "F1_50": Interval(0.9),
+}
+READOUTS = {"argmax": {"AP": 0.61, "px_mean": 2.0}, "[bold]local": {"AP": 0.63}}
+
+
+def test_main_metrics_come_first_then_the_specified_order_then_the_rest() -> None:
+    assert [r.name for r in rows(METRICS)] == ["AP", "F1_50", "px_median", "AP75", "AP_small", "pck_2", "pck_15", "zz|new"]
+    assert [r.name for r in rows(METRICS) if r.main] == [n for n in MAIN if n in METRICS]
+
+
+def test_numbers_have_the_digits_of_their_unit() -> None:
+    assert number("px_mean", 1.236) == "1.24"
+    assert number("AP", 0.63125) == "0.6312"
+    assert number("AP", float("nan")) == "–"
+    assert number("AP", float("inf")) == "inf"
+
+
+def test_direction_is_known_for_patterns_too() -> None:
+    assert describe("pck_all_8") == ("corners of all true boxes within 8 px (missed boxes count)", 1)
+    assert describe("px384_p90")[1] == -1
+    assert describe("unheard_of") == ("", 0)
+
+
+def test_terminal_shows_values_intervals_and_read_outs() -> None:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(metric_table(METRICS, READOUTS, title="[red]test"))
+    text = console.export_text()
+    lines = [" ".join(line.replace("│", " ").replace("┃", " ").split()) for line in text.splitlines()]
+    assert "[red]test" in lines
+    assert any(line.startswith("AP ↑ 0.6312 0.6000 – 0.6600 COCO average precision") for line in lines)
+    assert any(line.startswith("AP_small ↑ – – ") for line in lines)
+    assert "argmax 0.6100 2.00" in lines
+    assert "[bold]local 0.6300 –" in lines
+
+
+def test_markdown_is_a_table_that_a_name_cannot_break() -> None:
+    lines = metrics_markdown(METRICS, READOUTS).splitlines()
+    assert lines[2] == "| **AP** | 0.6312 | 0.6000 – 0.6600 | COCO average precision, mean over IoU 0.50:0.95 |"
+    assert "| zz\\|new | 0.1000 | – |  |" in lines
+    assert "| argmax | 0.6100 | 2.00 |" in lines
+
+
+def test_csv_keeps_full_precision_and_leaves_undefined_empty() -> None:
+    read = {r["name"]: r for r in csv.DictReader(io.StringIO(metrics_csv({**METRICS, "AP": Interval(1 / 3, 0.1, 0.5)})))}
+    assert float(read["AP"]["value"]) == 1 / 3
+    assert read["AP_small"]["value"] == ""
+    assert read["F1_50"]["low"] == ""
+    assert len(read) == len(METRICS)
