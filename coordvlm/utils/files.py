@@ -18,7 +18,7 @@ from coordvlm.utils.errors import CoordVLMError
 #: Errors of the file system that a user can repair; anything else keeps its traceback.
 _USER_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EFBIG,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.EEXIST,
 }
 
 

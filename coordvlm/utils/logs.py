@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _ours: list[logging.Handler] = []
@@ -59,9 +60,9 @@ def close() -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
         if handler in _ours or type(handler) is logging.StreamHandler:
-            handler.flush()
             root.removeHandler(handler)
-            handler.close()
+            with suppress(ValueError):  # its stream may be closed already
+                handler.close()
     _ours.clear()
 
 

@@ -87,7 +87,9 @@ def test_the_output_root_can_be_set_in_the_configuration(run: Run, tmp_path: Pat
         ("seed=${nowhere}", "nowhere"),
     ],
 )
-def test_what_is_misspelt_is_refused_with_the_nearest(run: Run, conf: Path, capfd: pytest.CaptureFixture[str], argument: str, message: str) -> None:
+def test_what_is_misspelt_is_refused_with_the_nearest(
+    run: Run, conf: Path, capfd: pytest.CaptureFixture[str], argument: str, message: str
+) -> None:
     status, seen = run(argument)
     error = capfd.readouterr().err
     assert (status, seen) == (2, [])
@@ -172,7 +174,8 @@ def test_a_sweep_file_of_its_own_folder_works_from_there(run: Run, conf: Path, m
     monkeypatch.chdir(sweeps.parent)
     status, seen = run("-cd", "sweeps", "-cn", "abc", "loss.alpha_l1=7")
     assert status == 0
-    assert [(("beta_giou" in cfg.loss), cfg.seed, cfg.loss.alpha_l1) for cfg in seen] == [(False, 0, 7), (False, 1, 7), (True, 0, 7), (True, 1, 7)]
+    assert [("beta_giou" in cfg.loss, cfg.seed) for cfg in seen] == [(False, 0), (False, 1), (True, 0), (True, 1)]
+    assert {cfg.loss.alpha_l1 for cfg in seen} == {7}
     assert run("-cd", "sweeps", "-cn", "abc", "loss.alpha=7")[0] == 2
     assert run("-cd", "nowhere", "-cn", "abc")[0] == 2
 
@@ -315,6 +318,7 @@ def test_two_processes_started_together_get_two_folders(tmp_path: Path) -> None:
 
 
 def test_importing_the_entry_imports_nothing_heavy() -> None:
-    code = "import coordvlm.utils.cli, sys; print([m for m in ('torch', 'numpy', 'lightning', 'transformers', 'rich', 'hydra') if m in sys.modules])"
+    heavy = ("torch", "numpy", "lightning", "transformers", "rich", "hydra")
+    code = f"import coordvlm.utils.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,9 +11,12 @@ from omegaconf import OmegaConf
 
 from coordvlm.utils.overrides import FREE_TEXT, flatten_keys, nearest, quote_free_text, resolved
 
-NASTY = ['a, b', '"', "'", '"a", it\'s', 'a "b", c=[d]', "k=v", "x={a: 1}", "[1,2]", "1e5", "true", "null", "none", "0x1F", "-3", " lead and trail ",
-         "", "back\\", "back\\\\", "\\'", "a\\,b", "$(x)", "${x}", "\\${x}", "${a:b}${", "$", "été 猫 🐈", "glob(*)", "range(1,3)", "#no comment",
-         "a\nb\tc", "~x", "+x", "-m", "C:\\path\\", "'half", "half'", "'a' and 'b'", "a:b", "%s{}", "[bold]x[/bold]"]  # fmt: skip
+NASTY = [
+    "a, b", '"', "'", '"a", it\'s', 'a "b", c=[d]', "k=v", "x={a: 1}", "[1,2]", "1e5", "true", "null", "none", "0x1F",
+    "-3", " lead and trail ", "",
+    "back\\", "back\\\\", "\\'", "a\\,b", "$(x)", "${x}", "\\${x}", "${a:b}${", "$", "été 猫 🐈", "glob(*)",
+    "range(1,3)", "#no comment", "a\nb\tc", "~x", "+x", "-m", "C:\\path\\", "'half", "half'", "'a' and 'b'", "a:b", "%s{}", "[bold]x[/bold]",
+]  # fmt: skip
 COMPLETE = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
 
@@ -70,14 +73,24 @@ def test_a_resolved_configuration_can_be_loaded_again() -> None:
     assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(resolved(tree))), resolve=True) == tree
 
 
-KEYS = ["loss", "loss.lambda_coord", "loss.lambda_coord_ce", "loss.alpha_l1", "optim", "optim.lr", "trainer.max_steps", "trainer.min_steps", "seed"]
+KEYS = [
+    "loss", "loss.lambda_coord", "loss.lambda_coord_ce", "loss.alpha_l1", "optim", "optim.lr", "trainer.max_steps", "trainer.min_steps",
+    "seed",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("typed", "first"),
-    [("loss.lamda_coord", "loss.lambda_coord"), ("lr", "optim.lr"), ("trainer.max_step", "trainer.max_steps"), ("sead", "seed"), ("los.alpha_l1", "loss.alpha_l1"),
-     ("LOSS", "loss"), ("loss.alpha", "loss.alpha_l1")],
-)  # fmt: skip
+    [
+        ("loss.lamda_coord", "loss.lambda_coord"),
+        ("lr", "optim.lr"),
+        ("trainer.max_step", "trainer.max_steps"),
+        ("sead", "seed"),
+        ("los.alpha_l1", "loss.alpha_l1"),
+        ("LOSS", "loss"),
+        ("loss.alpha", "loss.alpha_l1"),
+    ],
+)
 def test_nearest_puts_the_likely_name_first(typed: str, first: str) -> None:
     assert nearest(typed, KEYS)[0] == first
 
