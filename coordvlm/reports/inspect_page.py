@@ -143,7 +143,7 @@ def write_batch_page(
     facts = definitions([*named, ("samples shown", str(len(pages)))])
     samples = [_sample(i, item) for i, item in enumerate(pages)] or [section("samples", "Samples", missing("The batch is empty."))]
     body = [alert, tag("h1", title), facts, _checks(checks), samples]
-    contents = [("checks", "Checks"), *((f"sample-{i}", f"{item.sample_id}") for i, item in enumerate(pages))]
+    contents = [("checks", "Checks"), *((f"sample-{i}", f"Sample {item.sample_id}") for i, item in enumerate(pages))]
     return page.write(path, page.document(f"{title} - coordvlm", body, contents=contents))
 
 
@@ -218,7 +218,7 @@ def render_batch_text(pages: Sequence[BatchPage], console: Console, *, checks: S
         for kind, text in _shown(item.tokens):
             answer.append(visible(text), _COLOURS[kind])
         console.print(answer)
-        slots = Table("object", "description", "axis", "bin", "decoded", "decoded px", "true px", "error px", header_style="dim", box=None)
+        slots = Table("object", "description", "axis", "bin", "decoded", "decoded px", "true px", "error px", box=None, pad_edge=False)
         for s in item.slots:
             slots.add_row(str(s.object), Text(visible(s.desc)), AXES[s.axis], str(s.bin), *_numbers(s))
         console.print(slots)

@@ -14,10 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from coordvlm.reports.page import visible
 
-GREEN = (10, 170, 85)
-RED = (229, 38, 43)
-_CASING = (16, 16, 16)
-_TRUE_WIDTH, _PRED_WIDTH = 4, 2
+GREEN = (0, 190, 90)
+RED = (235, 30, 40)
+_TRUE_WIDTH, _PRED_WIDTH = 6, 2
 
 Rect = tuple[int, int, int, int]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -56,8 +55,6 @@ def draw_overlay(
     pred = [(_rect(b, sx, sy), b.text) for b in predicted if _finite(b)]
 
     draw = ImageDraw.Draw(canvas)
-    for rect, _ in true:
-        _outline(draw, rect, _CASING, _TRUE_WIDTH + 2)
     for group, width, colour in ((true, _TRUE_WIDTH, GREEN), (pred, _PRED_WIDTH, RED)):
         for rect, _ in group:
             _outline(draw, rect, colour, width)
@@ -110,7 +107,7 @@ def _label(
         words = words.encode("ascii", "replace").decode("ascii")
         left, top, right, bottom = draw.textbbox((0, 0), words, font=font)
     width, height = math.ceil(right - left) + 6, math.ceil(bottom - top) + 5
-    x, gap = rect[0] - 2, 3
+    x, gap = rect[0] - 3, 4
     over, under = (x, rect[1] - height - gap), (x, rect[3] + gap)
     inside_top, inside_bottom = (rect[0] + gap, rect[1] + gap), (rect[0] + gap, rect[3] - height - gap)
     places = [over, inside_top, under, inside_bottom] if above else [under, inside_bottom, over, inside_top]

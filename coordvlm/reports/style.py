@@ -77,10 +77,10 @@ svg.plot text{font-family:inherit!important}
 .gallery img,.sample img{width:100%;height:auto;display:block;border-radius:6px;border:1px solid var(--line);background:var(--wash)}
 .gallery figcaption{padding:.3rem .1rem 0;line-height:1.4;overflow-wrap:anywhere}
 .gallery figcaption b{color:var(--ink)}
-.green{color:#0a9a4e}.red{color:#e5262b}
+.green{color:#00be5a}.red{color:#eb1e28}
 details{margin:.8rem 0 0}
 summary{cursor:pointer;color:var(--accent);font-size:.88rem}
-.checks{list-style:none;padding:0;margin:.5rem 0;display:grid;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:.3rem 1.5rem;
+.checks{list-style:none;padding:0;margin:.5rem 0;display:grid;grid-template-columns:repeat(auto-fit,minmax(430px,1fr));gap:.3rem 1.5rem;
 font-size:.9rem}
 .checks .mark{display:inline-block;min-width:3.4em;text-align:center;margin-right:.6em}
 .sample{display:grid;grid-template-columns:minmax(240px,400px) minmax(0,1fr);gap:1.4rem;align-items:start}

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -119,7 +120,7 @@ def metric_table(
     metrics: Mapping[str, Interval], readouts: Mapping[str, Mapping[str, float]] | None = None, *, title: str = ""
 ) -> Group:
     """What the terminal shows at the end of a run: main metrics in bold, the rest below a line, read-outs in a table of their own."""
-    table = Table(title=Text(title) if title else None, title_justify="left", header_style="dim", pad_edge=False)
+    table = Table(title=Text(title) if title else None, title_justify="left", header_style="dim", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True)
@@ -134,7 +135,7 @@ def metric_table(
     if not readouts:
         return Group(table)
     names = readout_columns(readouts)
-    compare = Table(title="Read-outs of the same decode", title_justify="left", header_style="dim", pad_edge=False)
+    compare = Table(title="Read-outs of the same decode", title_justify="left", header_style="dim", box=box.SIMPLE_HEAD, pad_edge=False)
     compare.add_column("read-out")
     for name in names:
         compare.add_column(Text(name), justify="right")

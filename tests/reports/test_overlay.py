@@ -27,7 +27,7 @@ def test_true_and_predicted_edges_are_at_their_scaled_positions() -> None:
 
 def test_agreement_is_red_inside_green() -> None:
     view = draw_overlay(grey(), [Box((10, 20, 40, 60))], [Box((10, 20, 40, 60))])
-    assert [view.getpixel((x, 160)) for x in (38, 39, 40, 41)] == [GREEN, RED, RED, GREEN]
+    assert [view.getpixel((x, 160)) for x in range(36, 44)] == [GREY, GREEN, GREEN, RED, RED, GREEN, GREEN, GREY]
 
 
 def test_small_images_grow_by_whole_factors_without_smoothing() -> None:
