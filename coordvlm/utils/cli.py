@@ -121,7 +121,8 @@ def _register_resolvers(fresh: locations.FreshFolders, about: str | None) -> Non
     def run_dir() -> str | None:
         if not HydraConfig.initialized():
             return None
-        return OmegaConf.select(HydraConfig.get(), "runtime.output_dir", throw_on_missing=False)  # type: ignore[no-any-return]
+        hydra: Any = HydraConfig.get()
+        return OmegaConf.select(hydra, "runtime.output_dir", throw_on_missing=False)  # type: ignore[no-any-return]
 
     HydraConfig.instance().cfg = None  # a run folder of an earlier command in this process is not ours
     resolvers: dict[str, Callable[..., Any]] = {
@@ -141,7 +142,8 @@ def _show(hydra: Hydra, name: str, args: argparse.Namespace, parser: argparse.Ar
     if args.shell_completion:
         hydra.shell_completion(config_name=name, overrides=args.overrides)
         return OK
-    check_overrides(hydra, name, args.overrides, multirun=False)
+    if args.overrides or not args.help:
+        check_overrides(hydra, name, args.overrides, multirun=False)
     if args.help:
         hydra.app_help(config_name=name, args_parser=parser, args=args)
     elif args.hydra_help:

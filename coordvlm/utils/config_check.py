@@ -44,7 +44,7 @@ def check_overrides(hydra: Hydra, config_name: str, overrides: Sequence[str], *,
     parsed = _parse(hydra, overrides)
     if multirun is None:
         swept = any(x.is_sweep_override() for x in parsed)
-        own = [x.input_line for x in parsed if x.is_hydra_override()]
+        own = [_line(x) for x in parsed if x.is_hydra_override()]
         cfg = _compose(hydra, name, own, RunMode.MULTIRUN) if swept else _check_job(hydra, name, parsed)
         multirun = cfg.hydra.mode == RunMode.MULTIRUN
         if not multirun and not swept:
@@ -81,11 +81,16 @@ def _parse(hydra: Hydra, overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def _line(override: Override) -> str:
+    assert override.input_line is not None  # only overrides made by hand lack one
+    return override.input_line
+
+
 def _jobs(hydra: Hydra, name: str, parsed: Sequence[Override]) -> list[list[Override]]:
     """The jobs of the basic sweeper, the first ``MAX_CHECKED_JOBS`` of them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    own = [x.input_line for x in parsed if x.is_hydra_override()]
+    own = [_line(x) for x in parsed if x.is_hydra_override()]
     cfg = _compose(hydra, name, own, RunMode.MULTIRUN)
     params = OmegaConf.select(cfg, "hydra.sweeper.params") or {}
     swept = _parse(hydra, [f"{key}={value}" for key, value in params.items()])
@@ -107,14 +112,14 @@ def _check_job(hydra: Hydra, name: str, parsed: Sequence[Override]) -> DictConfi
             groups.append(override)
         else:
             values.append(override)
-    lines = [x.input_line for x in parsed]
+    lines = [_line(x) for x in parsed]
     failure: ConfigError | None = None
     if not any(x.is_add() or x.is_force_add() for x in values):
         try:  # the usual case needs one composition, which takes a tenth of a second
             return _compose(hydra, name, lines, RunMode.RUN)
         except ConfigError as error:
             failure = error
-    base = _compose(hydra, name, [x.input_line for x in groups], RunMode.RUN)
+    base = _compose(hydra, name, [_line(x) for x in groups], RunMode.RUN)
     tree = OmegaConf.to_container(base, resolve=False)
     assert isinstance(tree, dict)
     choices = tree.pop("hydra")["runtime"]["choices"]
@@ -200,7 +205,7 @@ def explain(error: BaseException) -> str:
         if isinstance(seen, CoordVLMError):
             return str(seen)
         seen = seen.__cause__ or seen.__context__
-    parts = []
+    parts: list[str] = []
     current: BaseException | None = error
     while current is not None and len(parts) < 3:
         text = str(current).split("\nConfig search path:")[0]

@@ -14,8 +14,9 @@ from coordvlm.utils.overrides import FREE_TEXT, flatten_keys, nearest, quote_fre
 NASTY = [
     "a, b", '"', "'", '"a", it\'s', 'a "b", c=[d]', "k=v", "x={a: 1}", "[1,2]", "1e5", "true", "null", "none", "0x1F",
     "-3", " lead and trail ", "",
-    "back\\", "back\\\\", "\\'", "a\\,b", "$(x)", "${x}", "\\${x}", "${a:b}${", "$", "été 猫 🐈", "glob(*)",
-    "range(1,3)", "#no comment", "a\nb\tc", "~x", "+x", "-m", "C:\\path\\", "'half", "half'", "'a' and 'b'", "a:b", "%s{}", "[bold]x[/bold]",
+    "back\\", "back\\\\", "\\'", "a\\,b", "$(x)", "${x}", "\\${x}", "${a:b}${", "$", "été 猫 🐈",
+    "glob(*)", "range(1,3)", "#no comment", "a\nb\tc", "~x", "+x", "-m", "C:\\path\\", "'half", "half'", "'a' and 'b'", "a:b",
+    "%s{}", "[bold]x[/bold]",
 ]  # fmt: skip
 COMPLETE = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
