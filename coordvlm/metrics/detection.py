@@ -106,6 +106,10 @@ class DetectionMetric(Metric):
             new[int(image_id)] = prediction
         self._predictions |= new
 
+    def _apply(self, *args: Any, **kwargs: Any) -> DetectionMetric:
+        """Moving a module that holds this metric moves nothing: there are no tensors, and results are frozen."""
+        return self
+
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Not meaningful: AP of a batch is not a part of AP of a set."""
         raise TypeError("DetectionMetric has no per-batch value: call update(predictions), then compute()")

@@ -83,7 +83,7 @@ def predicted(image_id: int, *records: tuple[str, Box, float], flags: Sequence[s
 def random_case(
     seed: int, *, num_images: int = 8, num_classes: int = 3, crowd: float = 0.1, ties: bool = False, repeats: int = 1, most: int = 6,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A COCO dict and results of all sizes, with misses, duplicates, wrong classes and false positives."""
+    """A COCO dict and results of all sizes, with overlapping truths, misses, duplicates, wrong classes and false positives."""
     rng = np.random.default_rng(seed)
     anns: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -93,6 +93,11 @@ def random_case(
             x, y = rng.uniform(0, 640 - w), rng.uniform(0, 480 - h)
             category, crowded = int(rng.integers(1, num_classes + 1)), int(rng.random() < crowd)
             box = [float(x), float(y), float(w), float(h)]
+            if anns and anns[-1]["image_id"] == image and rng.random() < 0.5:  # a neighbour that competes, or the same box again
+                category = anns[-1]["category_id"]
+                spread = float(rng.choice([0.0, 0.05, 0.1]))
+                box = (np.array(anns[-1]["bbox"]) * (1 + spread * rng.uniform(-1, 1, 4))).tolist()
+                w, h = box[2:]
             anns.append({"id": len(anns) + 1, "image_id": image, "category_id": category, "bbox": box, "area": w * h,
                          "iscrowd": crowded})
             for _ in range(repeats * int(rng.choice([0, 1, 1, 1, 2, 3]))):

@@ -39,6 +39,11 @@ def test_f1_counts_by_threshold():
     assert found.tolist() == [0.5] * 7 + [0.0] * 3
 
 
+def test_an_overlap_equal_to_the_threshold_counts():
+    half = (0.0, 0.0, 100.0, 50.0)  # IoU exactly 0.5
+    assert f1(truth((1, "cat", A)), predicted(1, ("cat", half, 0.9))).tolist() == [1.0] + [0.0] * 9
+
+
 def test_an_unknown_description_is_a_false_positive():
     assert f1(truth((1, "cat", A)), predicted(1, ("cat", A, 0.9), ("unicorn", A, 0.8)))[0] == pytest.approx(2 / 3)
 
