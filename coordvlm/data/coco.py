@@ -186,7 +186,7 @@ class CocoSplit:
                       meta={"split": self.name, "file_name": table.file_names[image] or table.urls[image]})
 
     def truth(self) -> GroundTruth:
-        """Of the chosen images, from the file as it is."""
+        """Of the chosen images, from the file as it is (without what cannot be read, which only a training split may hold)."""
         table = self.table
         images = self._index[np.argsort(self.ids)]
         kept = np.isin(table.ann_image, images) & ~np.isin(table.faults, list(UNREADABLE))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coordvlm.contracts import CountFn, Encoder
+from coordvlm.contracts import CountFn, Encoder, Sample
 from coordvlm.data.loader import Collate, EncodedSplit, EpochBatches, EvalLoader, WindowedLoader
 from coordvlm.data.seeding import keyed_generator
 from coordvlm.data.source import DataSource
@@ -77,8 +77,18 @@ class CoordDataModule(lightning.LightningDataModule):
 
     def test_dataloader(self) -> EvalLoader:
         """All of ``test``, prompts only. Broken truth boxes do not matter here; unreadable images do."""
-        split = self.source.split("test")
-        return self._eval_loader("test", np.argsort(split.ids, kind="stable"), with_answer=False)
+        return self.eval_dataloader("test")
+
+    def eval_dataloader(self, name: str) -> EvalLoader:
+        """All of a split, prompts only, by ascending id."""
+        split = self.source.split(name)
+        return self._eval_loader(name, np.argsort(split.ids, kind="stable"), with_answer=False)
+
+    def first_samples(self) -> list[Sample]:
+        """The samples of the first training batch of rank 0, epoch 0, in order."""
+        split = self.source.split("train")
+        order = EpochBatches(len(split), batch_size=self._batch_size, seed=self.seed).order(0)
+        return [split.sample(int(i), 0) for i in order[: self._batch_size]]
 
     def val_indices(self) -> NDArray[np.int64]:
         """int64: positions of the validation subset, by ascending id. The same for every run on this data."""

@@ -94,7 +94,7 @@ EACH_4, ACROSS = {**EACH_EPOCH, "val_check_interval": 4}, {**EACH_EPOCH, "val_ch
 @pytest.mark.parametrize(("hook", "options", "steps"), [
     ("on_train_end", NO_VAL, 3), ("on_train_end", NO_VAL, 5), ("on_train_end", EACH_EPOCH, 5), ("on_train_end", ACROSS, 5),
     ("on_train_epoch_end", NO_VAL, 5), ("on_train_epoch_end", EACH_EPOCH, 5), ("on_train_epoch_end", ACROSS, 5),
-    ("on_validation_end", EACH_EPOCH, 5), ("on_validation_end", EACH_4, 3), ("on_validation_end", ACROSS, 8),
+    ("on_validation_end", EACH_EPOCH, 5), ("on_validation_end", EACH_4, 3), ("on_validation_end", ACROSS, 5),
 ])
 def test_checkpoints_saved_in_other_hooks(tmp_path, straight, options, hook, steps):
     class Save(lightning.Callback):
