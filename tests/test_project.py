@@ -19,7 +19,8 @@ COMMANDS = ("train", "eval", "predict", "export", "compare", "audit")
 
 
 def run(*command: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **env}, check=False)
+    clean = {key: value for key, value in os.environ.items() if key not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "VENV"}}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**clean, **env}, check=False)
 
 
 def tracked() -> list[Path]:
