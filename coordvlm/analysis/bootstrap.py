@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from coordvlm.contracts.evaluation import Evaluation, Interval
+from coordvlm.contracts.evaluation import Interval
 from coordvlm.metrics.arrays import FloatArray
-from coordvlm.metrics.bootstrap import image_weights, percentile_interval
-from coordvlm.utils.errors import DataError
-
-__all__ = ["PairedDifference", "image_weights", "load_replicates", "paired_difference", "percentile_interval", "save_replicates"]
+from coordvlm.metrics.bootstrap import percentile_interval
 
 
 @dataclass(frozen=True)
@@ -55,28 +50,3 @@ def paired_difference(
     below, above = (1 + int((side <= 0).sum()) for side in (delta, -delta))
     p_value = min(1.0, 2 * min(below, above) / (len(delta) + 1))
     return PairedDifference(percentile_interval(first - second, delta), p_value, len(delta))
-
-
-def save_replicates(path: Path, evaluation: Evaluation, *, image_ids: np.ndarray, seed: int) -> None:
-    """Write bootstrap.npz: every replicate vector, and what makes it comparable (image ids, seed)."""
-    vectors = {f"metric/{name}": vector for name, vector in evaluation.replicates.items()}
-    with path.open("wb") as file:  # numpy appends .npz to names, never to files
-        np.savez_compressed(file, image_ids=np.asarray(image_ids, dtype=np.int64), seed=np.int64(seed), **vectors)  # type: ignore[arg-type]
-
-
-def load_replicates(first: Path, second: Path) -> Mapping[str, tuple[FloatArray, FloatArray]]:
-    """name -> both runs' replicates, for the metrics that both have.
-
-    Raises:
-        DataError: other images or another seed: the replicates would not be paired and the interval of a difference wrong.
-    """
-    with np.load(first, allow_pickle=False) as a, np.load(second, allow_pickle=False) as b:
-        for path, data in ((first, a), (second, b)):
-            if "image_ids" not in data or "seed" not in data:
-                raise DataError("must be a bootstrap file with image_ids and seed", where=path, value=sorted(data)[:5])
-        if not np.array_equal(a["image_ids"], b["image_ids"]):
-            raise DataError(f"must be evaluated on the same images as {first}", where=second, value=f"{len(b['image_ids'])} images")
-        if int(a["seed"]) != int(b["seed"]):
-            raise DataError(f"must use the same bootstrap seed as {first}", where=second, value=int(b["seed"]))
-        shared = [key for key in a.files if key.startswith("metric/") and key in b.files]
-        return {key.removeprefix("metric/"): (a[key], b[key]) for key in shared}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from coordvlm.contracts import CountFn, Encoder, Sample
-from coordvlm.data.loader import Collate, EncodedSplit, EpochBatches, EvalLoader, WindowedLoader
+from coordvlm.data.loader import Collate, EncodedSplit, EpochBatches, EvalLoader, WindowedLoader, first_samples
 from coordvlm.data.seeding import keyed_generator
 from coordvlm.data.source import DataSource
 from coordvlm.utils.errors import ConfigError
@@ -86,9 +86,7 @@ class CoordDataModule(lightning.LightningDataModule):
 
     def first_samples(self) -> list[Sample]:
         """The samples of the first training batch of rank 0, epoch 0, in order."""
-        split = self.source.split("train")
-        order = EpochBatches(len(split), batch_size=self._batch_size, seed=self.seed).order(0)
-        return [split.sample(int(i), 0) for i in order[: self._batch_size]]
+        return first_samples(self.source, batch_size=self._batch_size, seed=self.seed)
 
     def val_indices(self) -> NDArray[np.int64]:
         """int64: positions of the validation subset, by ascending id. The same for every run on this data."""

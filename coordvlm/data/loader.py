@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from coordvlm.contracts import Batch, CountFn, Encoded, Encoder, Window
+from coordvlm.contracts import Batch, CountFn, Encoded, Encoder, Sample, Window
 from coordvlm.data.seeding import keyed_generator
-from coordvlm.data.source import Split
+from coordvlm.data.source import DataSource, Split
 from coordvlm.utils.errors import ConfigError, CoordVLMError, DataError
 
 #: What a worker sends: a batch (None if no sample could be read) and the errors met.
@@ -95,6 +95,13 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         return -(-len(range(self.rank, -(-self.num_samples // self.world_size) * self.world_size, self.world_size)) // self.batch_size)
+
+
+def first_samples(source: DataSource, *, batch_size: int, seed: int) -> list[Sample]:
+    """The samples of the first training batch of a single rank at epoch 0, in order."""
+    split = source.split("train")
+    order = EpochBatches(len(split), batch_size=batch_size, seed=seed).order(0)
+    return [split.sample(int(i), 0) for i in order[:batch_size]]
 
 
 class WindowedLoader:

@@ -166,7 +166,7 @@ class Backbone(nn.Module):
 
     def heads(self, flat_hidden: Tensor, batch: Batch, needs: Collection[str]) -> ModelOutput:
         """Apply the head to the rows that ``needs`` reads. ``flat_hidden``: [B * T, D]."""
-        out: dict[str, Tensor] = {}
+        out: dict[str, Any] = {}
         k = self.rows.num_bins
         text = {"text_nll", "text_lse", "text_coord_lse"} & set(needs)
         slot_rows = flat_hidden[batch.slot_row]

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from coordvlm.models.loading import LoadedModel
 
 SPECIAL = (
     "<|endoftext|>",
@@ -161,6 +164,30 @@ def tiny_qwen3vl(
         with torch.no_grad():
             table.weight.copy_(smooth_positions(position_grid, vision_width) * position_amplitude)
     return model
+
+
+def load_tiny(
+    *,
+    tokenizer_size: int,
+    padded_rows: int,
+    extra_words: Sequence[str],
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+    patch_size: int,
+    merge_size: int,
+    **sizes: Any,
+) -> LoadedModel:
+    """Tokenizer and model of the tiny default.
+
+    Args:
+        tokenizer_size: largest BPE vocabulary, special tokens included.
+        padded_rows: table rows beyond the tokenizer, as the published tables have: the first new ids lie inside them.
+        extra_words: words that should be short in tokens (class names).
+        sizes: see ``tiny_qwen3vl``.
+    """
+    tokenizer = tiny_tokenizer(tokenizer_size, extra_words)
+    hf = tiny_qwen3vl(tokenizer, table_size=len(tokenizer) + padded_rows, patch_size=patch_size, merge_size=merge_size, **sizes)
+    return LoadedModel(hf, tokenizer, patch_size, merge_size, tuple(image_mean), tuple(image_std))
 
 
 def smooth_positions(side: int, width: int) -> Tensor:

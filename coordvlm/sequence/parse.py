@@ -19,10 +19,11 @@ SCORES = ("geom_desc", "geom", "desc", "one")
 class ObjectsParser:
     """Parser of the ``objects`` format.
 
-    A record starts at a start marker and ends at its end marker, the next start marker, end of turn or the end of the tokens. Statuses:
-    ``ok``; ``repaired`` (complete but for a missing end marker); ``bad_arity`` (not exactly four coordinates); ``not_a_coordinate`` (text
-    between or after the coordinates); ``missing_desc``; ``degenerate`` (no area by the chosen read-out). Tokens outside records set the flag
-    ``stray_text``; an answer without end of turn ``truncated``; one without any record although it is not empty ``no_output``.
+    A record starts at a start marker and ends at its end marker, the next start marker, end of turn or the last token. Statuses:
+    ``ok``; ``repaired`` (complete but for a missing end marker); ``bad_arity`` (not exactly four coordinates);
+    ``not_a_coordinate`` (text between or after the coordinates); ``missing_desc``; ``degenerate`` (no area by the chosen
+    read-out). Tokens outside records set the flag ``stray_text``; an answer without end of turn ``truncated``; one without any
+    record although it is not empty ``no_output``.
 
     Args:
         score: ``geom_desc`` (mean probability near the four bins times the description's probability), ``geom``, ``desc`` or ``one``.

@@ -98,7 +98,8 @@ class ObjectsTarget:
             ids = self.tokenizer.encode(desc, add_special_tokens=False)
             if bad := self._reserved & set(ids):
                 raise DataError(
-                    f"a description must not contain coordinate, marker or control tokens (found {self.tokenizer.decode(sorted(bad)[:1])!r})",
+                    "a description must not contain coordinate, marker or control tokens "
+                    f"(found {self.tokenizer.decode(sorted(bad)[:1])!r})",
                     where=where,
                     value=desc,
                 )

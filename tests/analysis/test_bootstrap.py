@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from coordvlm.analysis.bootstrap import image_weights, load_replicates, paired_difference, save_replicates
+from coordvlm.analysis.bootstrap import paired_difference
+from coordvlm.metrics.bootstrap import image_weights
+from coordvlm.metrics.replicates import load_replicates, save_replicates
 from coordvlm.contracts import Evaluation, Interval
 from coordvlm.utils.errors import DataError
 

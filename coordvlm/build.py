@@ -1,0 +1,276 @@
+"""Config -> objects: the only caller of ``hydra.utils.instantiate``, and where siblings are wired to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from coordvlm.callbacks.checkpoint import FolderCheckpoint
+from coordvlm.callbacks.csv_log import CSVLog
+from coordvlm.contracts import Contract, GroundTruth, ResizeRule
+from coordvlm.coords.grid import Grid
+from coordvlm.coords.vocab import CoordVocab
+from coordvlm.data.datamodule import CoordDataModule
+from coordvlm.data.images import ImageReader
+from coordvlm.data.loader import first_samples
+from coordvlm.data.overfit import FirstBatch
+from coordvlm.data.source import DataSource
+from coordvlm.losses.weighted_sum import WeightedSum
+from coordvlm.metrics.detection import DetectionMetric
+from coordvlm.metrics.protocol import protocol_hash
+from coordvlm.models.backbone import Backbone
+from coordvlm.models.coord_rows import CoordRows
+from coordvlm.models.decode import GreedyDecoder
+from coordvlm.models.loading import LoadedModel
+from coordvlm.models.tokens import END_OF_TURN, add_coord_tokens, coord_vocab
+from coordvlm.modules.coord_lm import CoordLM
+from coordvlm.modules.optim import OptimSettings
+from coordvlm.sequence.collate import SequenceEncoder
+from coordvlm.sequence.grammar import ObjectsGrammar
+from coordvlm.sequence.parse import READOUTS, ObjectsParser
+from coordvlm.sequence.prompt import PromptBuilder
+from coordvlm.sequence.target import ObjectsTarget
+from coordvlm.utils.errors import ConfigError
+
+#: Keywords that this module adds to nodes it instantiates; ``validate_targets`` must not miss them.
+_OURS = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "use_distributed_sampler", "enable_model_summary")
+SUPPLIED = {"trainer": set(_OURS)}
+#: Training answers that the token budget of decoding is measured on.
+_BUDGET_SAMPLES = 512
+
+
+@dataclass
+class Model:
+    """A base model with its contract: everything that turns images into ids and ids into boxes."""
+
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerBase
+    vocab: CoordVocab
+    grid: Grid
+    contract: Contract
+    encoder: SequenceEncoder
+    target: ObjectsTarget
+    start: str
+    end: str
+
+
+def build_model(cfg: DictConfig) -> Model:
+    """Load the base model, add coordinate tokens, settle the contract."""
+    loaded: LoadedModel = instantiate(cfg.model.load)
+    grid: Grid = instantiate(cfg.coords)
+    seq = cfg.sequence
+    if seq.format != "objects":
+        raise ConfigError(f"sequence.format must be objects, got {seq.format!r}")
+    markers = (seq.start, seq.end)
+    add_coord_tokens(loaded.tokenizer, num_bins=grid.num_bins, coord_token=seq.coord_token, markers=markers)
+    vocab = coord_vocab(loaded.tokenizer, num_bins=grid.num_bins, coord_token=seq.coord_token, markers=markers)
+    resize = ResizeRule(
+        mode=cfg.model.resize.mode,
+        patch=loaded.patch,
+        merge=loaded.merge,
+        min_pixels=cfg.model.resize.min_pixels,
+        max_pixels=cfg.model.resize.max_pixels,
+        size=None if cfg.model.resize.size is None else tuple(cfg.model.resize.size),
+    )
+    contract = Contract(
+        coords=grid.name,
+        num_bins=grid.num_bins,
+        scale=grid.scale,
+        format=seq.format,
+        order=seq.order,
+        prompt=seq.prompt,
+        class_list=OmegaConf.select(cfg, "data.source.class_list", default="none") != "none",
+        markers=markers,
+        coord_token=seq.coord_token,
+        end_token=END_OF_TURN,
+        resize=resize,
+    )
+    tied = bool(loaded.hf.config.tie_word_embeddings)
+    digits = [loaded.tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)]
+    rows = CoordRows(
+        vocab,
+        loaded.hf.get_input_embeddings().weight,
+        None if tied else loaded.hf.lm_head.weight,
+        init=cfg.model.rows.init,
+        scale=cfg.model.rows.scale,
+        digit_ids=digits if None not in digits else None,
+        seed=cfg.seed,
+    )
+    backbone = Backbone(loaded.hf, vocab, rows, image_mean=loaded.image_mean, image_std=loaded.image_std, freeze=list(cfg.model.freeze))
+    target = ObjectsTarget(
+        loaded.tokenizer,
+        vocab,
+        grid,
+        order=seq.order,
+        max_objects=seq.max_objects,
+        on_too_many=seq.on_too_many,
+        start=seq.start,
+        end=seq.end,
+        seed=cfg.seed,
+    )
+    encoder = SequenceEncoder(
+        PromptBuilder(loaded.tokenizer, vocab.image_id, text=seq.prompt, class_list_text=seq.class_list_text),
+        target,
+        vocab,
+        resize=resize,
+        image_fn=ImageReader(resize, cfg.model.max_source_pixels),
+        max_length=cfg.model.max_length,
+    )
+    return Model(backbone, loaded.tokenizer, vocab, grid, contract, encoder, target, seq.start, seq.end)
+
+
+def build_grammar(model: Model) -> ObjectsGrammar:
+    """The grammar over the head's columns."""
+    rows, vocab, tokenizer = model.backbone.rows, model.vocab, model.tokenizer
+
+    def column(token_id: int) -> int:
+        return int(rows.columns(torch.tensor(token_id)))
+
+    added = {i for i in tokenizer.get_added_vocab().values() if i not in set(vocab.new_ids.tolist())}
+    unused = range(min(vocab.num_ids, rows.num_base), rows.num_base)
+    forbidden = {column(i) for i in added | {vocab.image_id, vocab.pad_id}} | set(unused) | set(rows.shadow.nonzero().flatten().tolist())
+    texts = tokenizer.batch_decode([[i] for i in range(min(vocab.num_ids, rows.num_base))])
+    return ObjectsGrammar(
+        num_columns=model.backbone.num_columns,
+        coord_columns=range(rows.num_base, rows.num_base + rows.num_bins),
+        start=column(vocab.marker_ids[model.start]),
+        end=column(vocab.marker_ids[model.end]),
+        end_of_turn=column(vocab.end_id),
+        forbidden=sorted(forbidden),
+        blank=[i for i, text in enumerate(texts) if not text.strip()],
+    )
+
+
+def token_budget(model: Model, source: DataSource) -> int:
+    """New tokens per image: half as many again as the longest of the training answers looked at, and one object more."""
+    split = source.split("train")
+    picked = np.unique(np.linspace(0, len(split) - 1, min(len(split), _BUDGET_SAMPLES)).astype(int))
+    samples = [split.sample(int(i), 0) for i in picked]
+    longest = max(len(model.target.build(s, epoch=0).ids) for s in samples)
+    return int(longest * 1.5) + 8
+
+
+@dataclass
+class Experiment:
+    """A run, wired."""
+
+    cfg: DictConfig
+    model: Model
+    source: DataSource
+    data: CoordDataModule
+    losses: WeightedSum
+    module: CoordLM
+    decode: dict[str, Any]
+
+    @cached_property
+    def val_truth(self) -> GroundTruth:
+        """Truth of the fixed validation subset."""
+        return self.source.truth("val").subset(self.data.val_ids().tolist())
+
+    def protocol(self, split: str, truth: GroundTruth) -> dict[str, Any]:
+        """The evaluation protocol of SPEC 3 as plain values, with its hash under ``hash``."""
+        values = {
+            "data": truth.digest(),
+            "split": split,
+            "image_limits": {"max_source_pixels": self.cfg.model.max_source_pixels},
+            "backend": self.cfg.metrics.backend,
+            **self.decode,
+        }
+        return {**values, "hash": protocol_hash(values)}
+
+
+def build_experiment(cfg: DictConfig, *, split: str = "test") -> Experiment:
+    """Everything but the trainer.
+
+    Args:
+        split: what the module's test metrics are for: ``test`` or ``val`` (all of it).
+    """
+    if cfg.decode.readout not in READOUTS:
+        raise ConfigError(f"decode.readout must be one of {', '.join(READOUTS)}, got {cfg.decode.readout!r}")
+    model = build_model(cfg)
+    losses: WeightedSum = instantiate(cfg.loss)
+    source: DataSource = instantiate(cfg.data.source)
+    if cfg.overfit:
+        source = FirstBatch(source, first_samples(source, batch_size=cfg.data.batch_size, seed=cfg.seed))
+    accumulate = cfg.trainer.accumulate_grad_batches
+    data = CoordDataModule(
+        source=source,
+        encoder=model.encoder,
+        batch_size=cfg.data.batch_size,
+        eval_batch_size=cfg.data.eval_batch_size,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+        count_fn=losses.counts,
+        accumulate=accumulate,
+        val_images=cfg.data.val_images,
+        on_error=cfg.data.on_error,
+    )
+    decode = OmegaConf.to_container(cfg.decode)
+    if decode["max_new_tokens"] is None:  # type: ignore[index, call-overload]
+        decode["max_new_tokens"] = token_budget(model, source)  # type: ignore[index, call-overload]
+    assert isinstance(decode, dict)
+    decoder = GreedyDecoder(
+        model.backbone,
+        model.grid.bin_values(),
+        max_new_tokens=decode["max_new_tokens"],
+        mass_radius=decode["mass_radius"],
+        local_window=decode["local_window"],
+        grammar=build_grammar(model) if decode["grammar"] else None,
+    )
+    parser = ObjectsParser(model.tokenizer, model.vocab, model.grid, start=model.start, end=model.end, score=decode["score"])
+    settings: OptimSettings = instantiate(cfg.optim)
+    module = CoordLM(
+        backbone=model.backbone,
+        losses=losses,
+        decoder=decoder,
+        parser=parser,
+        val_metric=_metric(cfg, num_replicates=0),
+        test_metrics={
+            name: _metric(cfg) if name == decode["readout"] else _metric(cfg, num_replicates=0)
+            for name in sorted(READOUTS, key=lambda n: n != decode["readout"])
+        },
+        optim=settings,
+        readout=decode["readout"],
+    )
+    experiment = Experiment(cfg, model, source, data, losses, module, {str(k): v for k, v in decode.items()})
+    module.val_metric.set_truth(experiment.val_truth)  # type: ignore[operator]
+    for metric in module.test_metrics.values():
+        metric.set_truth(source.truth(split))  # type: ignore[operator]
+    return experiment
+
+
+def _metric(cfg: DictConfig, **changes: Any) -> DetectionMetric:
+    return instantiate(cfg.metrics, **changes)  # type: ignore[no-any-return]
+
+
+def build_trainer(cfg: DictConfig, run_dir: Path, contract: Contract, *, logged: bool = True) -> Trainer:
+    """The Lightning trainer with our callbacks; checkpoints are folders of our own."""
+    callbacks: list[Any] = []
+    if logged:
+        callbacks.append(FolderCheckpoint(run_dir / "checkpoints", contract, monitor=cfg.callbacks.checkpoint.monitor))
+    callbacks += [instantiate(node) for name, node in cfg.callbacks.items() if "_target_" in node]
+    loggers = [instantiate(node) for node in cfg.logger.values()] if logged else False
+    trainer: Trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=str(run_dir),
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+    return trainer
+
+
+def csv_log(trainer: Trainer) -> CSVLog | None:
+    """The trainer's CSV log, if it has one."""
+    return next((x for x in trainer.loggers if isinstance(x, CSVLog)), None)

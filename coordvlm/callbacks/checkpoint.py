@@ -1,0 +1,169 @@
+"""Checkpoint folders: ``checkpoints/<last|best>/`` with what was trained, what it means, and how to go on.
+
+``trained.safetensors`` (canonical names), ``contract.json``, ``trainer.ckpt`` (optimiser, loops, RNG; loads with ``weights_only=True``).
+A folder is written beside its place and renamed last, so an earlier checkpoint survives a full disk.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from coordvlm.contracts import Contract
+from coordvlm.utils.errors import ConfigError, ContractError
+from coordvlm.utils.files import atomic_folder, atomic_write_json
+
+TRAINED, CONTRACT, TRAINER = "trained.safetensors", "contract.json", "trainer.ckpt"
+
+
+class FolderCheckpoint(Callback):
+    """Writes ``last`` after every validation and at the end, ``best`` when the monitored value improves.
+
+    Ctrl-C: the first one lets the optimiser step in progress finish, writes ``last`` and stops; a second one stops at once.
+
+    Args:
+        folder: ``<run>/checkpoints``.
+        contract: written into every checkpoint.
+        monitor: a logged validation metric, higher is better.
+    """
+
+    def __init__(self, folder: Path, contract: Contract, *, monitor: str) -> None:
+        self.folder, self.contract, self.monitor = Path(folder), contract, monitor
+        self.best: float = -math.inf
+        self.best_step = -1
+        self._interrupted = False
+        self._saved_step = -1
+        self._previous: Any = None
+
+    @property
+    def interrupted(self) -> bool:
+        return self._interrupted
+
+    # -------------------------------------------------------------- interrupt
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if stage == "fit" and self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        at_step_end = batch.window is None or batch.window.index + 1 == batch.window.size
+        if self._interrupted and at_step_end:
+            self._save(trainer, pl_module, "last")
+            raise KeyboardInterrupt
+
+    def on_validation_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any) -> None:
+        if self._interrupted:
+            if trainer.global_step:
+                self._save(trainer, pl_module, "last")
+            raise KeyboardInterrupt
+
+    # ------------------------------------------------------------------- save
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise ConfigError(f"callbacks.checkpoint.monitor={self.monitor!r} is not logged in validation; logged: {known}")
+        improved = float(value) > self.best or (math.isnan(float(value)) and self.best == -math.inf)
+        if improved:
+            self.best, self.best_step = float(value), trainer.global_step
+        self._save(trainer, pl_module, "last")
+        if improved:
+            self._save(trainer, pl_module, "best")
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._saved_step != trainer.global_step:
+            self._save(trainer, pl_module, "last")
+
+    def _save(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, name: str) -> None:
+        self._saved_step = trainer.global_step
+        with atomic_folder(self.folder / name) as place:
+            trainer.save_checkpoint(place / TRAINER)  # collective: every rank takes part
+            if trainer.is_global_zero:
+                state = {k: v.cpu().contiguous() for k, v in pl_module.trained_state().items()}  # type: ignore[operator]
+                save_file(state, place / TRAINED, metadata={"step": str(trainer.global_step)})
+                atomic_write_json(place / CONTRACT, self.contract.to_dict())
+
+    # ------------------------------------------------------------------ state
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
+        python = random.getstate()
+        numpy = np.random.get_state(legacy=False)
+        checkpoint["rng"] = {
+            "python": [python[0], list(python[1]), python[2]],
+            "numpy": {
+                "key": numpy["state"]["key"].tolist(),
+                "pos": int(numpy["state"]["pos"]),
+                "has_gauss": int(numpy["has_gauss"]),
+                "gauss": float(numpy["gauss"]),
+            },
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
+        rng = checkpoint["rng"]
+        version, state, gauss = rng["python"]
+        random.setstate((version, tuple(state), gauss))
+        numpy = rng["numpy"]
+        np.random.set_state(("MT19937", np.asarray(numpy["key"], dtype=np.uint32), numpy["pos"], numpy["has_gauss"], numpy["gauss"]))
+        torch.set_rng_state(rng["torch"])
+        if rng["cuda"] and torch.cuda.is_available() and len(rng["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(rng["cuda"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+
+
+def load_trained(folder: Path, backbone: nn.Module, contract: Contract) -> Mapping[str, str]:
+    """Load ``trained.safetensors`` of a checkpoint folder into a model built for ``contract``.
+
+    Raises:
+        ContractError: another contract, or weights of another model (names or shapes differ).
+    """
+    Contract.load(folder / CONTRACT).require_equal(contract, mine="the checkpoint", theirs="this run's config")
+    try:
+        state = load_file(folder / TRAINED)
+    except Exception as error:  # safetensors raises its own classes for a cut file
+        raise ContractError(f"{folder / TRAINED}: cannot be read: {error}") from error
+    parameters = dict(backbone.named_parameters())
+    expected = {name for name, p in parameters.items() if p.requires_grad}
+    problems = [f"missing {n}" for n in sorted(expected - set(state))] + [f"unknown {n}" for n in sorted(set(state) - set(parameters))]
+    problems += [
+        f"{n}: checkpoint {tuple(v.shape)}, model {tuple(parameters[n].shape)}"
+        for n, v in state.items()
+        if n in parameters and v.shape != parameters[n].shape
+    ]
+    if problems:
+        raise ContractError(f"{folder / TRAINED} does not fit the configured model:\n  " + "\n  ".join(problems[:8]))
+    with torch.no_grad():
+        for name, value in state.items():
+            parameters[name].copy_(value)
+    return {}

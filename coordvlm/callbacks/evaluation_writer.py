@@ -1,0 +1,53 @@
+"""What an evaluation leaves behind: metrics.json, metrics.csv, predictions.jsonl and bootstrap.npz in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from coordvlm.contracts import Evaluation, GroundTruth, Prediction
+from coordvlm.metrics.records import TruthIndex, evaluation_to_json, prediction_to_line
+from coordvlm.reports.tables import metrics_csv
+from coordvlm.metrics.replicates import save_replicates
+from coordvlm.utils.files import atomic_write_json, atomic_write_text
+
+#: Metrics shown when read-outs are compared.
+READOUT_METRICS = ("AP", "AP50", "AP75", "F1_50", "px_mean", "px_median", "parse_rate")
+
+
+def write_evaluation(
+    folder: Path,
+    evaluation: Evaluation,
+    predictions: Sequence[Prediction],
+    truth: GroundTruth,
+    *,
+    split: str,
+    protocol: Mapping[str, Any],
+    selected_on: str,
+    timing: Mapping[str, float],
+    readouts: Mapping[str, Mapping[str, float]],
+    seed: int,
+    prompt: Callable[[int | str], str],
+    sha1: Callable[[int | str], str | None],
+) -> None:
+    """Write all four files; each replaces an earlier one as a whole.
+
+    Args:
+        seed: of the bootstrap weights.
+        prompt, sha1: sample id -> prompt text, hash of the image file (None for images that are no files).
+    """
+    content = evaluation_to_json(evaluation, split=split, protocol=protocol["hash"], timing=timing, selected_on=selected_on)
+    atomic_write_json(folder / "metrics.json", {**content, "readouts": readouts, "protocol_values": dict(protocol)})
+    atomic_write_text(folder / "metrics.csv", metrics_csv(evaluation.metrics))
+    index = TruthIndex(truth, evaluation.pairs)
+    ordered = sorted(predictions, key=lambda p: p.sample_id)  # type: ignore[arg-type, return-value]
+    lines = [prediction_to_line(p, index, prompt=prompt(p.sample_id), sha1=sha1(p.sample_id)) for p in ordered]
+    atomic_write_text(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    save_replicates(folder / "bootstrap.npz", evaluation, image_ids=truth.image_ids, seed=seed)
+
+
+def readout_table(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """Read-out -> metric -> value, for those in ``READOUT_METRICS``."""
+    return {name: {m: float(e.metrics[m].value) for m in READOUT_METRICS if m in e.metrics} for name, e in sorted(evaluations.items())}

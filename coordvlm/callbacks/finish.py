@@ -1,0 +1,135 @@
+"""The end of a run: score a split, write what was found, draw the report, print the table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import lightning
+from PIL import Image
+from rich.console import Console
+
+from coordvlm.callbacks.csv_log import read_curves
+from coordvlm.callbacks.evaluation_writer import readout_table, write_evaluation
+from coordvlm.contracts import Contract, Evaluation, GroundTruth, Sample
+from coordvlm.data.images import open_image
+from coordvlm.data.source import Split
+from coordvlm.reports.run_report import RunSummary, write_run_report
+from coordvlm.reports.tables import metric_table
+from coordvlm.utils.files import sha1_file
+from coordvlm.utils.record import RunRecord
+
+
+class SplitImages:
+    """Samples and displayed frames of a split by id, opened when asked for."""
+
+    def __init__(self, split: Split, max_pixels: int) -> None:
+        self.split, self.max_pixels = split, max_pixels
+        self._index = {int(i): n for n, i in enumerate(split.ids)}
+
+    def sample(self, sample_id: int | str) -> Sample:
+        return self.split.sample(self._index[int(sample_id)], 0)
+
+    def frame(self, sample: Sample) -> Image.Image:
+        """The displayed frame, RGB."""
+        return open_image(sample.image, declared=(sample.width, sample.height), max_pixels=self.max_pixels, where=f"image {sample.id}")
+
+    def load(self, sample_id: int | str) -> Image.Image:
+        return self.frame(self.sample(sample_id))
+
+    def sha1(self, sample_id: int | str) -> str | None:
+        """Of the image file; None for an image that was made in memory."""
+        image = self.sample(sample_id).image
+        return sha1_file(image) if isinstance(image, Path) else None
+
+
+def evaluate_run(
+    run_dir: Path,
+    *,
+    module: Any,
+    trainer: lightning.Trainer,
+    loader: Any,
+    images: SplitImages,
+    truth: GroundTruth,
+    split: str,
+    protocol: Mapping[str, Any],
+    selected_on: str,
+    prompt_text: Any,
+    record: RunRecord,
+) -> Evaluation:
+    """Decode a split with the weights that are loaded and write metrics, predictions and replicates."""
+    started = time.perf_counter()
+    with record.time("evaluate"):
+        trainer.test(module, dataloaders=loader, verbose=False)
+    evaluation: Evaluation = module.evaluation
+    seconds = sum(float(p.timing.get("seconds", 0.0)) for p in module.predictions)
+    tokens = sum(float(p.timing.get("new_tokens", 0.0)) for p in module.predictions)
+    count = max(len(module.predictions), 1)
+    timing = {
+        "evaluate_seconds": time.perf_counter() - started,
+        "decode_seconds": seconds,
+        "decode_images_per_second": count / max(seconds, 1e-9),
+        "new_tokens_per_image": tokens / count,
+    }
+    sample = lru_cache(maxsize=1)(images.sample)  # prompt and hash of one image are asked for one after the other
+    with record.time("write"):
+        write_evaluation(
+            run_dir,
+            evaluation,
+            module.predictions,
+            truth,
+            split=split,
+            protocol=protocol,
+            selected_on=selected_on,
+            timing=timing,
+            readouts=readout_table(module.readout_evaluations),
+            seed=module.test_metrics[module.readout].seed,
+            prompt=lambda i: prompt_text(sample(i).class_list),
+            sha1=images.sha1,
+        )
+    record.update(evaluation=timing)
+    return evaluation
+
+
+def write_report(
+    run_dir: Path,
+    *,
+    record: RunRecord,
+    contract: Contract,
+    evaluation: Evaluation | None = None,
+    module: Any = None,
+    truth: GroundTruth | None = None,
+    images: SplitImages | None = None,
+    split: str = "",
+    selected_on: str = "",
+    protocol: Mapping[str, Any] | None = None,
+    log: Path | None = None,
+) -> Path:
+    """Draw the page from what there is; what is missing is named on it."""
+    summary = RunSummary(
+        run_info=record.data,
+        contract=contract,
+        evaluation=evaluation,
+        curves=read_curves(log or run_dir / "log.csv"),
+        predictions=module.predictions if module is not None else (),
+        truth=truth,
+        load_image=images.load if images is not None else None,
+        readouts=readout_table(module.readout_evaluations) if module is not None else {},
+        readout=module.readout if module is not None else "",
+        split=split,
+        selected_on=selected_on,
+        protocol="" if protocol is None else protocol["hash"],
+    )
+    return write_run_report(run_dir / "report.html", summary)
+
+
+def print_result(evaluation: Evaluation, module: Any, report: Path, *, title: str) -> None:
+    """The metric table, and where the report is."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(metric_table(evaluation.metrics, readout_table(module.readout_evaluations), title=title))
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)

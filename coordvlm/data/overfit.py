@@ -1,0 +1,70 @@
+"""A source of nothing but the first training batch, for all three splits (``debug=overfit``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordvlm.contracts import GroundTruth, Sample
+from coordvlm.data.source import SPLITS, DataSource
+from coordvlm.utils.errors import ConfigError
+
+
+class FewSamples:
+    """A ``Split`` of given samples."""
+
+    def __init__(self, name: str, samples: Sequence[Sample]) -> None:
+        self.name, self._samples = name, list(samples)
+        self.ids: NDArray[np.int64] = np.asarray([s.id for s in samples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        return self._samples[index]
+
+
+class FirstBatch:
+    """A ``DataSource`` that knows ``samples`` only; the truth is their targets.
+
+    Args:
+        source: where class names and ids come from. samples: training samples with integer ids.
+    """
+
+    def __init__(self, source: DataSource, samples: Sequence[Sample]) -> None:
+        self._source, self._samples = source, sorted(samples, key=lambda s: int(s.id))
+        self.notes = (f"overfit: the same {len(samples)} training images are trained, validated and tested on",)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._source.class_names
+
+    def split(self, name: str) -> FewSamples:
+        if name not in SPLITS:
+            raise ConfigError(f"no split {name!r}; there are {', '.join(SPLITS)}")
+        return FewSamples("train", self._samples)
+
+    def truth(self, name: str) -> GroundTruth:
+        classes = self._source.truth("val")
+        objects = [(s, o) for s in self._samples for o in s.objects]
+        boxes = np.asarray([o.box_xyxy_px for _, o in objects], dtype=np.float64).reshape(-1, 4)
+        return GroundTruth(
+            image_ids=np.asarray([s.id for s in self._samples], dtype=np.int64),
+            image_wh=np.asarray([(s.width, s.height) for s in self._samples], dtype=np.float64),
+            category_ids=classes.category_ids,
+            category_names=classes.category_names,
+            ann_ids=np.arange(1, len(objects) + 1, dtype=np.int64),
+            ann_image_id=np.asarray([s.id for s, _ in objects], dtype=np.int64),
+            ann_category_id=np.asarray([o.category_id for _, o in objects], dtype=np.int64),
+            ann_xyxy_px=boxes,
+            ann_area=(boxes[:, 2:] - boxes[:, :2]).prod(1),
+            ann_iscrowd=np.zeros(len(objects), dtype=np.bool_),
+        )
+
+    def dropped(self, name: str) -> Mapping[str, int]:
+        return {}
+
+    def digests(self) -> Mapping[str, str]:
+        return {"train": self.truth("train").digest()}

@@ -1,0 +1,233 @@
+"""Train a model to say where things are, score the best checkpoint on held-out images, write a report.
+
+python -m coordvlm.train                                   the tiny default on synthetic shapes
+python -m coordvlm.train loss=ce|coordexp|hybrid           which way of teaching
+python -m coordvlm.train data=coco data.root=/path/to/coco your own COCO JSON
+python -m coordvlm.train debug=fast|overfit|inspect        try it, overfit one batch, look at the first batch
+python -m coordvlm.train resume=latest                     go on after an interruption
+python -m coordvlm.train --multirun loss=ce,hybrid seed=0,1
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coordvlm.utils.cli import REFUSED, report_error, run_command
+from coordvlm.utils.errors import CoordVLMError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from coordvlm.build import Experiment
+    from coordvlm.utils.record import RunRecord
+
+
+def main(cfg: DictConfig) -> float | None:
+    """One run in ``paths.run_dir``; returns AP."""
+    from omegaconf import OmegaConf
+
+    from coordvlm.utils.record import RunRecord
+    from coordvlm.utils.seeds import choose_seed
+
+    cfg.seed = choose_seed(cfg.seed)
+    run_dir = Path(cfg.paths.run_dir)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    with RunRecord(run_dir, command="train", config=plain) as record:
+        record.update(seed=cfg.seed, notes=cfg.notes, **choices())
+        return _train(cfg, run_dir, record)
+
+
+def choices() -> dict[str, Any]:
+    """What was chosen on the command line, for the record."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    names = ("experiment", "loss", "model", "data", "sequence", "coords", "debug")
+    chosen = hydra.runtime.choices
+    return {"overrides": list(hydra.overrides.task), "choices": {n: chosen[n] for n in names if chosen.get(n)}}
+
+
+def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
+    with record.time("import"):
+        import torch
+
+        from coordvlm import build
+        from coordvlm.callbacks import finish
+        from coordvlm.utils.seeds import seed_everything
+        from coordvlm.utils.targets import validate_targets
+
+    validate_targets(cfg, build.SUPPLIED)
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    with record.time("build"):
+        seed_everything(cfg.seed)
+        experiment = build.build_experiment(cfg)
+        trainer = build.build_trainer(cfg, run_dir, experiment.model.contract)
+    truth = experiment.source.truth("test")
+    split = experiment.source.split("test").name  # val when it stands in for a missing test split
+    protocol = experiment.protocol(split, truth)
+    parameters = sum(p.numel() for p in experiment.model.backbone.parameters())
+    trained = sum(p.numel() for p in experiment.model.backbone.parameters() if p.requires_grad)
+    record.update(
+        contract=experiment.model.contract.hash(),
+        protocol=protocol["hash"],
+        data_hashes=dict(experiment.source.digests()),
+        data_counts=_data_counts(experiment),
+        parameters={"all": parameters, "trained": trained},
+        decode=experiment.decode,
+        data_notes=list(getattr(experiment.source, "notes", ())),
+    )
+    _first_batch(cfg, experiment, run_dir, record)
+    if cfg.inspect:
+        return None
+    try:
+        _fit(cfg, experiment, trainer, run_dir, record)
+    except BaseException as error:
+        _report_unfinished(error, experiment, run_dir, record)
+        raise
+    best = _load_best(run_dir, experiment)
+    record.update(
+        selected={"checkpoint": best, "on": "val", "images": len(experiment.val_truth.image_ids), "by": cfg.callbacks.checkpoint.monitor}
+    )
+    images = finish.SplitImages(experiment.source.split("test"), cfg.model.max_source_pixels)
+    evaluation = finish.evaluate_run(
+        run_dir,
+        module=experiment.module,
+        trainer=trainer,
+        loader=experiment.data.test_dataloader(),
+        images=images,
+        truth=truth,
+        split=split,
+        protocol=protocol,
+        selected_on="val",
+        prompt_text=experiment.model.encoder.prompt.prompt_text,
+        record=record,
+    )
+    record.close("finished")
+    report = finish.write_report(
+        run_dir,
+        record=record,
+        contract=experiment.model.contract,
+        evaluation=evaluation,
+        module=experiment.module,
+        truth=truth,
+        images=images,
+        split=split,
+        selected_on="val",
+        protocol=protocol,
+    )
+    finish.print_result(evaluation, experiment.module, report, title=f"{len(truth.image_ids)} {split} images")
+    return float(evaluation.metrics["AP"].value)
+
+
+def _data_counts(experiment: Experiment) -> dict[str, Any]:
+    """Images per split, and what was left out of the targets and why."""
+    counts: dict[str, Any] = {}
+    for name in ("train", "val", "test"):
+        split = experiment.source.split(name)
+        counts[name] = {"images": len(split), **experiment.source.dropped(name)}
+    return counts
+
+
+def _first_batch(cfg: DictConfig, experiment: Experiment, run_dir: Path, record: RunRecord) -> None:
+    """Assert and keep the first training batch; made in this process, so that its errors need no worker."""
+    from rich.console import Console
+
+    from coordvlm.callbacks import batch_inspector, finish
+    from coordvlm.reports.inspect_page import render_batch_text
+
+    images = finish.SplitImages(experiment.source.split("train"), cfg.model.max_source_pixels)
+    samples = {s.id: s for s in experiment.data.first_samples()}
+    model = experiment.model
+    batch = model.encoder.collate([model.encoder.encode(s, epoch=0) for s in samples.values()])
+    with record.time("first_batch"):
+        pages, checks = batch_inspector.inspect_batch(
+            run_dir / "first_batch.html", batch, samples, model.target, model.vocab, model.contract, images.frame
+        )
+    if cfg.inspect:
+        render_batch_text(pages, Console(), checks=checks)
+        print(f"page: {run_dir / 'first_batch.html'}")
+
+
+def _fit(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, record: RunRecord) -> None:
+    import shutil
+
+    from coordvlm import build
+    from coordvlm.callbacks.checkpoint import TRAINER, load_trained
+    from coordvlm.utils.runs import resolve_run
+
+    ckpt = None
+    if cfg.resume is not None:
+        ref = resolve_run(cfg.resume, prefer=("last",))
+        load_trained(ref.checkpoint_dir, experiment.model.backbone, experiment.model.contract)
+        ckpt = ref.checkpoint_dir / TRAINER
+        best = ref.run_dir / "checkpoints" / "best"
+        if best.is_dir():
+            shutil.copytree(best, run_dir / "checkpoints" / "best", dirs_exist_ok=True)
+        if (log := build.csv_log(trainer)) is not None:
+            import torch
+
+            log.continue_from(ref.run_dir / "log.csv", torch.load(ckpt, weights_only=True)["global_step"])
+        record.update(resumed_from=str(ref.checkpoint_dir))
+    with record.time("train"):
+        trainer.fit(experiment.module, datamodule=experiment.data, ckpt_path=ckpt, weights_only=True)
+    record.update(steps=trainer.global_step, skipped_images=dict(experiment.data.unreadable()))
+
+
+def _load_best(run_dir: Path, experiment: Experiment) -> str:
+    """Load the best checkpoint (the last one when nothing was validated); returns its name."""
+    from coordvlm.callbacks.checkpoint import load_trained
+    from coordvlm.utils.runs import resolve_run
+
+    folder = resolve_run(run_dir).checkpoint_dir
+    load_trained(folder, experiment.model.backbone, experiment.model.contract)
+    return folder.name
+
+
+def _report_unfinished(error: BaseException, experiment: Experiment, run_dir: Path, record: RunRecord) -> None:
+    """A failed or interrupted run says so on its page; a second failure here must not hide the first."""
+    import logging
+
+    from coordvlm.callbacks import finish
+    from coordvlm.utils.record import came_from_interrupt
+
+    interrupted = came_from_interrupt(error)
+    try:
+        record.close("interrupted" if interrupted else "failed", error)
+        finish.write_report(run_dir, record=record, contract=experiment.model.contract)
+    except Exception:
+        logging.getLogger(__name__).exception("the report of the unfinished run could not be written")
+    if interrupted:
+        print(f"interrupted; go on with: python -m coordvlm.train resume={run_dir}", file=sys.stderr)
+
+
+def resumed_arguments(argv: Sequence[str]) -> list[str]:
+    """``resume=<run>`` alone means: with that run's settings. Its overrides come first; those given now replace theirs."""
+    from coordvlm.utils.record import RunRecord
+    from coordvlm.utils.runs import resolve_run
+
+    def key(argument: str) -> str:
+        return argument.partition("=")[0].lstrip("+~")
+
+    given = {key(a): a.partition("=")[2] for a in argv if "=" in a}
+    wanted = given.get("resume", "null").strip("\"'")
+    if wanted in ("", "null"):
+        return list(argv)
+    saved = RunRecord.read(resolve_run(wanted, prefer=("last",)).run_dir).get("overrides", [])
+    return [a for a in saved if key(a) not in given] + list(argv)
+
+
+def cli(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    try:
+        argv = resumed_arguments(argv)
+    except CoordVLMError as error:
+        return report_error(error, REFUSED)
+    return run_command("train", main, about=__doc__, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(cli(sys.argv[1:]))
