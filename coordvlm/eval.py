@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> float:
     from coordvlm.utils.runs import resolve_run
 
     run_dir = Path(cfg.paths.run_dir)
-    ref = resolve_run(cfg.run)
+    ref = resolve_run(cfg.run, outputs=Path(cfg.paths.outputs))
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     with RunRecord(run_dir, command="eval", config=plain) as record:
         trained = RunRecord.read(ref.run_dir)

@@ -161,7 +161,7 @@ def _fit(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
 
     ckpt = None
     if cfg.resume is not None:
-        ref = resolve_run(cfg.resume, prefer=("last",))
+        ref = resolve_run(cfg.resume, outputs=Path(cfg.paths.outputs), prefer=("last",))
         load_trained(ref.checkpoint_dir, experiment.model.backbone, experiment.model.contract)
         ckpt = ref.checkpoint_dir / TRAINER
         best = ref.run_dir / "checkpoints" / "best"

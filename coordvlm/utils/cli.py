@@ -64,8 +64,13 @@ def run_command(
 
 
 def _set_environment() -> None:
-    """Before torch is imported: idle OpenMP threads must not spin, and forked workers must not warn about tokenizers."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    """Before torch is imported: idle OpenMP threads spin briefly only, and forked workers do not warn about tokenizers.
+
+    A step of the tiny model on 2 cores, idle / beside a busy process: passive 0.31 / 0.34 s, a count of 10000 0.20 / 0.50 s,
+    the library's default 0.21 / 0.69 s.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -295,14 +295,18 @@ def test_jobs_and_runs_leave_no_handlers_behind(run: Run) -> None:
     assert logging.getLogger().handlers == before
 
 
-def test_environment_is_set_before_main(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    seen = {}
-    run(main=lambda cfg: seen.update(os.environ) or None)
-    assert (seen["OMP_WAIT_POLICY"], seen["TOKENIZERS_PARALLELISM"]) == ("passive", "false")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    run(main=lambda cfg: seen.update(os.environ) or None)
-    assert seen["OMP_WAIT_POLICY"] == "active"
+@pytest.mark.parametrize(
+    ("given", "policy", "spins"),
+    [({}, None, "10000"), ({"OMP_WAIT_POLICY": "active"}, "active", None), ({"GOMP_SPINCOUNT": "7"}, None, "7")],
+)
+def test_environment_is_set_before_main(
+    run: Run, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], policy: str | None, spins: str | None
+) -> None:
+    environment = {"PATH": os.environ["PATH"], "COORDVLM_OUTPUTS": os.environ["COORDVLM_OUTPUTS"], **given}
+    monkeypatch.setattr(os, "environ", environment)
+    seen: dict[str, str] = {}
+    assert run(main=lambda cfg: seen.update(os.environ) or None)[0] == 0
+    assert (seen.get("OMP_WAIT_POLICY"), seen.get("GOMP_SPINCOUNT"), seen["TOKENIZERS_PARALLELISM"]) == (policy, spins, "false")
 
 
 def test_two_processes_started_together_get_two_folders(tmp_path: Path) -> None:
