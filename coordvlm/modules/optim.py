@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from coordvlm.modules.joint import JointOptimizer
 from coordvlm.utils.errors import ConfigError
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -17,7 +19,7 @@ GROUPS = ("language", "vision", "merger", "rows")
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """AdamW and its schedule.
+    """AdamW, optionally Muon for hidden matrices, and their schedule.
 
     Args:
         lr: learning rate of every group not named in ``group_lr``.
@@ -27,6 +29,10 @@ class OptimSettings:
         schedule: ``cosine``, ``linear`` or ``constant`` after warm-up, down to ``final_lr`` x lr.
         warmup: steps (>= 1) or share of all steps (< 1).
         clip_norm: largest gradient norm; null: none.
+        muon_lr: null: AdamW for everything. Else hidden matrices (not embeddings, new rows, position tables or convolutions) are
+            trained by Muon with this learning rate, in AdamW's units (updates of equal RMS, arXiv:2502.16982); a group's own learning
+            rate scales it alike.
+        muon_momentum: of Muon.
     """
 
     lr: float
@@ -38,6 +44,8 @@ class OptimSettings:
     warmup: float
     final_lr: float
     clip_norm: float | None
+    muon_lr: float | None
+    muon_momentum: float
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -47,6 +55,10 @@ class OptimSettings:
         for name, value in {"lr": self.lr, **{f"group_lr.{k}": v for k, v in self.group_lr.items()}}.items():
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"optim.{name} must be positive, got {value!r}; freeze a part instead of giving it no learning rate")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ConfigError(f"optim.clip_norm must be positive, or null for no clipping, got {self.clip_norm!r}")
+        if self.muon_lr is not None and not (math.isfinite(self.muon_lr) and self.muon_lr > 0):
+            raise ConfigError(f"optim.muon_lr must be positive or null, got {self.muon_lr!r}")
         if self.warmup < 0 or not 0 <= self.final_lr <= 1:
             raise ConfigError(f"optim needs warmup >= 0 and final_lr in [0, 1], got {self.warmup} and {self.final_lr}")
 
@@ -69,31 +81,44 @@ def group_of(name: str) -> str:
     return "language"
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], settings: OptimSettings) -> list[dict[str, object]]:
-    """Trainable parameters by (group, decayed or not), named, in a fixed order."""
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """What Muon is for: weights between hidden states. Not embeddings, heads, new rows, position tables or convolutions."""
+    return parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "rows."))
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], settings: OptimSettings) -> list[dict[str, Any]]:
+    """Trainable parameters by (group, kind), named, in a fixed order. Kinds: ``muon``, decayed (no suffix), ``no_decay``."""
+    groups: dict[tuple[str, str], list[nn.Parameter]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
             group = group_of(name)
-            decay = parameter.ndim >= 2 and group != "rows" and "pos_embed" not in name
-            groups.setdefault((group, decay), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": settings.group_lr.get(group, settings.lr),
-            "name": f"{group}{'' if decay else '/no_decay'}",
-            "weight_decay": settings.weight_decay if decay else 0.0,
-        }
-        for (group, decay), parameters in sorted(groups.items())
-    ]
+            if settings.muon_lr is not None and is_hidden_matrix(name, parameter):
+                kind = "/muon"
+            else:
+                kind = "" if parameter.ndim >= 2 and group != "rows" and "pos_embed" not in name else "/no_decay"
+            groups.setdefault((group, kind), []).append(parameter)
+    out = []
+    for (group, kind), parameters in sorted(groups.items()):
+        scale = settings.group_lr.get(group, settings.lr) / settings.lr
+        lr = settings.muon_lr if kind == "/muon" and settings.muon_lr is not None else settings.lr
+        decay = 0.0 if kind == "/no_decay" else settings.weight_decay
+        out.append({"params": parameters, "lr": lr * scale, "name": f"{group}{kind}", "weight_decay": decay})
+    return out
 
 
 def build_optimizer(
     named: Iterable[tuple[str, nn.Parameter]], settings: OptimSettings, total_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW (fused where it exists) and its per-step schedule."""
+    """The optimiser and its per-step schedule."""
     groups = parameter_groups(named, settings)
     if not groups:
         raise ConfigError("nothing trains: every part is frozen")
-    optimizer = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
+    by_muon = [g for g in groups if g["name"].endswith("/muon")]
+    by_adam = [g for g in groups if not g["name"].endswith("/muon")]
+    parts: list[torch.optim.Optimizer] = []
+    if by_adam:
+        parts.append(torch.optim.AdamW(by_adam, betas=settings.betas, eps=settings.eps, fused=True))
+    if by_muon:
+        parts.append(torch.optim.Muon(by_muon, momentum=settings.muon_momentum, adjust_lr_fn="match_rms_adamw"))
+    optimizer = parts[0] if len(parts) == 1 else JointOptimizer(*parts)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.factor(step, total_steps))
