@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +22,7 @@ from coordvlm.contracts import Contract, GroundTruth, ResizeRule
 from coordvlm.coords.grid import Grid
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.data.datamodule import CoordDataModule
+from coordvlm.data.filtered import limit_objects
 from coordvlm.data.images import ImageReader
 from coordvlm.data.loader import first_samples
 from coordvlm.data.overfit import FirstBatch
@@ -39,6 +42,7 @@ from coordvlm.sequence.grammar import ObjectsGrammar
 from coordvlm.sequence.parse import READOUTS, ObjectsParser
 from coordvlm.sequence.prompt import PromptBuilder
 from coordvlm.sequence.target import ObjectsTarget
+from coordvlm.utils import logs
 from coordvlm.utils.errors import ConfigError
 
 #: Keywords that this module adds to nodes it instantiates; ``validate_targets`` must not miss them.
@@ -161,7 +165,12 @@ def token_budget(model: Model, source: DataSource) -> int:
 
 @dataclass
 class Experiment:
-    """A run, wired."""
+    """A run, wired.
+
+    Args:
+        split: the split that is scored, ``test`` or ``val``; ``val`` too where it stands in for a missing ``test``.
+        truth: of the images that are scored, ``val_truth``: of those that checkpoints are chosen on.
+    """
 
     cfg: DictConfig
     model: Model
@@ -170,17 +179,21 @@ class Experiment:
     losses: WeightedSum
     module: CoordLM
     decode: dict[str, Any]
+    split: str
+    truth: GroundTruth
+    val_truth: GroundTruth
+
+    @property
+    def title(self) -> str:
+        """Of a table of results."""
+        return f"{len(self.truth.image_ids)} {self.split} images"
 
     @cached_property
-    def val_truth(self) -> GroundTruth:
-        """Truth of the fixed validation subset."""
-        return self.source.truth("val").subset(self.data.val_ids().tolist())
-
-    def protocol(self, split: str, truth: GroundTruth) -> dict[str, Any]:
-        """The evaluation protocol of SPEC 3 as plain values, with its hash under ``hash``."""
+    def protocol(self) -> dict[str, Any]:
+        """The evaluation protocol as plain values, with its hash under ``hash``."""
         values = {
-            "data": truth.digest(),
-            "split": split,
+            "data": self.truth.digest(),
+            "split": self.split,
             "image_limits": {"max_source_pixels": self.cfg.model.max_source_pixels},
             "backend": self.cfg.metrics.backend,
             **self.decode,
@@ -199,6 +212,7 @@ def build_experiment(cfg: DictConfig, *, split: str = "test") -> Experiment:
     model = build_model(cfg)
     losses: WeightedSum = instantiate(cfg.loss)
     source: DataSource = instantiate(cfg.data.source)
+    source = limit_objects(source, max_objects=cfg.sequence.max_objects, on_too_many=cfg.sequence.on_too_many)
     if cfg.overfit:
         source = FirstBatch(source, first_samples(source, batch_size=cfg.data.batch_size, seed=cfg.seed))
     accumulate = cfg.trainer.accumulate_grad_batches
@@ -241,11 +255,25 @@ def build_experiment(cfg: DictConfig, *, split: str = "test") -> Experiment:
         optim=settings,
         readout=decode["readout"],
     )
-    experiment = Experiment(cfg, model, source, data, losses, module, {str(k): v for k, v in decode.items()})
-    module.val_metric.set_truth(experiment.val_truth)  # type: ignore[operator]
+    batch = cfg.data.eval_batch_size
+    val_ids = first_batches(data.val_ids(), cfg.trainer.limit_val_batches, batch)
+    ids = first_batches(np.sort(source.split(split).ids), cfg.trainer.limit_test_batches, batch)
+    if not len(ids):
+        raise ConfigError(f"trainer.limit_test_batches={cfg.trainer.limit_test_batches} leaves no image to evaluate")
+    truth, val_truth = source.truth(split).subset(ids.tolist()), source.truth("val").subset(val_ids.tolist())
+    module.val_metric.set_truth(val_truth)  # type: ignore[operator]
     for metric in module.test_metrics.values():
-        metric.set_truth(source.truth(split))  # type: ignore[operator]
-    return experiment
+        metric.set_truth(truth)  # type: ignore[operator]
+    named = {str(k): v for k, v in decode.items()}
+    return Experiment(cfg, model, source, data, losses, module, named, source.split(split).name, truth, val_truth)
+
+
+def first_batches(ids: NDArray[np.int64], limit: float | None, batch_size: int) -> NDArray[np.int64]:
+    """Those of ``ids`` that a loader gives out under the trainer's ``limit_*_batches``; images never shown must not count as missed."""
+    if limit is None or (limit == 1.0 and isinstance(limit, float)):
+        return ids
+    batches = -(-len(ids) // batch_size)
+    return ids[: (int(batches * limit) if isinstance(limit, float) else limit) * batch_size]
 
 
 def _metric(cfg: DictConfig, **changes: Any) -> DetectionMetric:
@@ -254,6 +282,8 @@ def _metric(cfg: DictConfig, **changes: Any) -> DetectionMetric:
 
 def build_trainer(cfg: DictConfig, run_dir: Path, contract: Contract, *, logged: bool = True) -> Trainer:
     """The Lightning trainer with our callbacks; checkpoints are folders of our own."""
+    logs.adopt("lightning", "lightning.pytorch", "lightning.fabric")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
     callbacks: list[Any] = []
     if logged:
         callbacks.append(FolderCheckpoint(run_dir / "checkpoints", contract, monitor=cfg.callbacks.checkpoint.monitor))

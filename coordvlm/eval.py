@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float:
         record.update(
             evaluated={"run": str(ref.run_dir), "checkpoint": str(ref.checkpoint_dir), "status": trained["status"]},
             notes=cfg.notes,
-            **{k: trained[k] for k in ("choices", "seed", "contract", "data_counts", "data_hashes") if k in trained},
+            **{k: trained[k] for k in ("choices", "seed", "contract", "data_counts", "data", "dropped") if k in trained},
         )
         return _evaluate(cfg, merged_config(cfg, ref.run_dir), ref, trained, run_dir, record)
 
@@ -76,24 +76,22 @@ def _evaluate(cfg: DictConfig, config: DictConfig, ref: Any, trained: dict[str, 
         experiment = build.build_experiment(config, split=cfg.split)
         trainer = build.build_trainer(config, run_dir, experiment.model.contract, logged=False)
         load_trained(ref.checkpoint_dir, experiment.model.backbone, experiment.model.contract)
-    truth = experiment.source.truth(cfg.split)
-    protocol = experiment.protocol(experiment.source.split(cfg.split).name, truth)
-    record.update(protocol=protocol["hash"], decode=experiment.decode)
+    record.update(protocol=experiment.protocol["hash"], decode=experiment.decode)
     images = finish.SplitImages(experiment.source.split(cfg.split), config.model.max_source_pixels)
-    split = experiment.source.split(cfg.split).name
     evaluation = finish.evaluate_run(
         run_dir,
         module=experiment.module,
         trainer=trainer,
         loader=experiment.data.eval_dataloader(cfg.split),
         images=images,
-        truth=truth,
-        split=split,
-        protocol=protocol,
+        truth=experiment.truth,
+        split=experiment.split,
+        protocol=experiment.protocol,
         selected_on="val",
         prompt_text=experiment.model.encoder.prompt.prompt_text,
         record=record,
     )
+    record.update(skipped_images=dict(experiment.data.unreadable()))
     record.close("finished")
     report = finish.write_report(
         run_dir,
@@ -101,14 +99,14 @@ def _evaluate(cfg: DictConfig, config: DictConfig, ref: Any, trained: dict[str, 
         contract=experiment.model.contract,
         evaluation=evaluation,
         module=experiment.module,
-        truth=truth,
+        truth=experiment.truth,
         images=images,
-        split=split,
+        split=experiment.split,
         selected_on="val",
-        protocol=protocol,
+        protocol=experiment.protocol,
         log=ref.run_dir / "log.csv",
     )
-    finish.print_result(evaluation, experiment.module, report, title=f"{len(truth.image_ids)} {split} images, {ref.run_dir.name}")
+    finish.print_result(evaluation, experiment.module, report, title=f"{experiment.title}, {ref.run_dir.name}")
     return float(evaluation.metrics["AP"].value)
 
 

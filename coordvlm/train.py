@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordvlm.utils.cli import REFUSED, report_error, run_command
-from coordvlm.utils.errors import CoordVLMError
+from coordvlm.utils.errors import CoordVLMError, DataError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,11 +29,16 @@ def main(cfg: DictConfig) -> float | None:
     """One run in ``paths.run_dir``; returns AP."""
     from omegaconf import OmegaConf
 
+    from coordvlm.utils.files import atomic_write_text
+    from coordvlm.utils.overrides import resolved
     from coordvlm.utils.record import RunRecord
     from coordvlm.utils.seeds import choose_seed
 
-    cfg.seed = choose_seed(cfg.seed)
     run_dir = Path(cfg.paths.run_dir)
+    if cfg.seed is None:  # kept, so that eval and resume build the same model and data
+        cfg.seed = choose_seed(None)
+        atomic_write_text(run_dir / "config.yaml", OmegaConf.to_yaml(resolved(OmegaConf.to_container(cfg, resolve=True))))
+    choose_seed(cfg.seed)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     with RunRecord(run_dir, command="train", config=plain) as record:
         record.update(seed=cfg.seed, notes=cfg.notes, **choices())
@@ -55,7 +60,6 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
         import torch
 
         from coordvlm import build
-        from coordvlm.callbacks import finish
         from coordvlm.utils.seeds import seed_everything
         from coordvlm.utils.targets import validate_targets
 
@@ -66,46 +70,54 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
         seed_everything(cfg.seed)
         experiment = build.build_experiment(cfg)
         trainer = build.build_trainer(cfg, run_dir, experiment.model.contract)
-    truth = experiment.source.truth("test")
-    split = experiment.source.split("test").name  # val when it stands in for a missing test split
-    protocol = experiment.protocol(split, truth)
-    parameters = sum(p.numel() for p in experiment.model.backbone.parameters())
-    trained = sum(p.numel() for p in experiment.model.backbone.parameters() if p.requires_grad)
+    try:
+        return _run(cfg, experiment, trainer, run_dir, record)
+    except BaseException as error:
+        _report_unfinished(error, experiment, run_dir, record)
+        raise
+
+
+def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, record: RunRecord) -> float | None:
+    from coordvlm.callbacks import finish
+
+    backbone, source = experiment.model.backbone, experiment.source
+    counts = _data_counts(experiment)
     record.update(
         contract=experiment.model.contract.hash(),
-        protocol=protocol["hash"],
-        data_hashes=dict(experiment.source.digests()),
-        data_counts=_data_counts(experiment),
-        parameters={"all": parameters, "trained": trained},
+        protocol=experiment.protocol["hash"],
+        data=dict(source.digests()),
+        data_counts=counts,
+        dropped={name: rest for name, found in counts.items() if (rest := {k: n for k, n in found.items() if k != "images"})},
+        parameters={
+            "all": sum(p.numel() for p in backbone.parameters()),
+            "trained": sum(p.numel() for p in backbone.parameters() if p.requires_grad),
+        },
         decode=experiment.decode,
-        data_notes=list(getattr(experiment.source, "notes", ())),
+        data_notes=list(getattr(source, "notes", ())),
     )
     _first_batch(cfg, experiment, run_dir, record)
     if cfg.inspect:
         return None
-    try:
-        _fit(cfg, experiment, trainer, run_dir, record)
-    except BaseException as error:
-        _report_unfinished(error, experiment, run_dir, record)
-        raise
+    _fit(cfg, experiment, trainer, run_dir, record)
     best = _load_best(run_dir, experiment)
     record.update(
         selected={"checkpoint": best, "on": "val", "images": len(experiment.val_truth.image_ids), "by": cfg.callbacks.checkpoint.monitor}
     )
-    images = finish.SplitImages(experiment.source.split("test"), cfg.model.max_source_pixels)
+    images = finish.SplitImages(source.split("test"), cfg.model.max_source_pixels)
     evaluation = finish.evaluate_run(
         run_dir,
         module=experiment.module,
         trainer=trainer,
         loader=experiment.data.test_dataloader(),
         images=images,
-        truth=truth,
-        split=split,
-        protocol=protocol,
+        truth=experiment.truth,
+        split=experiment.split,
+        protocol=experiment.protocol,
         selected_on="val",
         prompt_text=experiment.model.encoder.prompt.prompt_text,
         record=record,
     )
+    record.update(skipped_images=dict(experiment.data.unreadable()))
     record.close("finished")
     report = finish.write_report(
         run_dir,
@@ -113,13 +125,13 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
         contract=experiment.model.contract,
         evaluation=evaluation,
         module=experiment.module,
-        truth=truth,
+        truth=experiment.truth,
         images=images,
-        split=split,
+        split=experiment.split,
         selected_on="val",
-        protocol=protocol,
+        protocol=experiment.protocol,
     )
-    finish.print_result(evaluation, experiment.module, report, title=f"{len(truth.image_ids)} {split} images")
+    finish.print_result(evaluation, experiment.module, report, title=experiment.title)
     return float(evaluation.metrics["AP"].value)
 
 
@@ -140,9 +152,19 @@ def _first_batch(cfg: DictConfig, experiment: Experiment, run_dir: Path, record:
     from coordvlm.reports.inspect_page import render_batch_text
 
     images = finish.SplitImages(experiment.source.split("train"), cfg.model.max_source_pixels)
-    samples = {s.id: s for s in experiment.data.first_samples()}
     model = experiment.model
-    batch = model.encoder.collate([model.encoder.encode(s, epoch=0) for s in samples.values()])
+    samples, encoded = {}, []
+    for sample in experiment.data.first_samples():
+        try:
+            encoded.append(model.encoder.encode(sample, epoch=0))
+        except DataError:
+            if cfg.data.on_error != "skip":
+                raise
+        else:
+            samples[sample.id] = sample
+    if not encoded:
+        raise DataError("no sample of the first training batch can be read", where="train split")
+    batch = model.encoder.collate(encoded)
     with record.time("first_batch"):
         pages, checks = batch_inspector.inspect_batch(
             run_dir / "first_batch.html", batch, samples, model.target, model.vocab, model.contract, images.frame
@@ -193,6 +215,7 @@ def _report_unfinished(error: BaseException, experiment: Experiment, run_dir: Pa
 
     from coordvlm.callbacks import finish
     from coordvlm.utils.record import came_from_interrupt
+    from coordvlm.utils.runs import find_checkpoint
 
     interrupted = came_from_interrupt(error)
     try:
@@ -200,7 +223,7 @@ def _report_unfinished(error: BaseException, experiment: Experiment, run_dir: Pa
         finish.write_report(run_dir, record=record, contract=experiment.model.contract)
     except Exception:
         logging.getLogger(__name__).exception("the report of the unfinished run could not be written")
-    if interrupted:
+    if interrupted and find_checkpoint(run_dir):
         print(f"interrupted; go on with: python -m coordvlm.train resume={run_dir}", file=sys.stderr)
 
 
@@ -216,8 +239,12 @@ def resumed_arguments(argv: Sequence[str]) -> list[str]:
     wanted = given.get("resume", "null").strip("\"'")
     if wanted in ("", "null"):
         return list(argv)
-    saved = RunRecord.read(resolve_run(wanted, prefer=("last",)).run_dir).get("overrides", [])
-    return [a for a in saved if key(a) not in given] + list(argv)
+    outputs = given.get("paths.outputs", "").strip("\"'")
+    record = RunRecord.read(resolve_run(wanted, outputs=Path(outputs) if outputs else None, prefer=("last",)).run_dir)
+    saved = [a for a in record.get("overrides", []) if key(a) not in given]
+    if "seed" not in given:  # seed=null chose one
+        saved = [f"seed={record['seed']}" if key(a) == "seed" else a for a in saved]
+    return saved + list(argv)
 
 
 def cli(argv: Sequence[str]) -> int:

@@ -7,7 +7,9 @@ A folder is written beside its place and renamed last, so an earlier checkpoint 
 from __future__ import annotations
 
 import math
+import os
 import random
+import re
 import signal
 import threading
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -106,7 +109,7 @@ class FolderCheckpoint(Callback):
             trainer.save_checkpoint(place / TRAINER)  # collective: every rank takes part
             if trainer.is_global_zero:
                 state = {k: v.cpu().contiguous() for k, v in pl_module.trained_state().items()}  # type: ignore[operator]
-                save_file(state, place / TRAINED, metadata={"step": str(trainer.global_step)})
+                _save_tensors(state, place / TRAINED, step=trainer.global_step)
                 atomic_write_json(place / CONTRACT, self.contract.to_dict())
 
     # ------------------------------------------------------------------ state
@@ -140,6 +143,16 @@ class FolderCheckpoint(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+
+
+def _save_tensors(state: dict[str, torch.Tensor], path: Path, *, step: int) -> None:
+    """``safetensors`` hides the disk's errors in its own class; they leave here as ``OSError``, to be told like any other."""
+    try:
+        save_file(state, path, metadata={"step": str(step)})
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise
 
 
 def load_trained(folder: Path, backbone: nn.Module, contract: Contract) -> Mapping[str, str]:

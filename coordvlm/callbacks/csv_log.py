@@ -23,7 +23,6 @@ class CSVLog(Logger):
         super().__init__()
         self.path = Path(path)
         self._columns: list[str] = []
-        self._last: dict[str, str] = {}
 
     @property
     def name(self) -> str:

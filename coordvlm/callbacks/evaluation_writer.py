@@ -9,8 +9,8 @@ from typing import Any
 
 from coordvlm.contracts import Evaluation, GroundTruth, Prediction
 from coordvlm.metrics.records import TruthIndex, evaluation_to_json, prediction_to_line
-from coordvlm.reports.tables import metrics_csv
 from coordvlm.metrics.replicates import save_replicates
+from coordvlm.reports.tables import metrics_csv
 from coordvlm.utils.files import atomic_write_json, atomic_write_text
 
 #: Metrics shown when read-outs are compared.

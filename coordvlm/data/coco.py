@@ -170,6 +170,14 @@ class CocoSplit:
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def most_objects(self) -> int:
+        return int(self.num_objects().max())
+
+    def num_objects(self) -> NDArray[np.int64]:
+        """int64[len]: targets per image."""
+        return np.diff(self._starts)[self._index]
+
     def sample(self, index: int, epoch: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} samples, asked for {index}")

@@ -7,6 +7,7 @@ where a resumed run starts.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -243,7 +244,13 @@ def _dataloader(
         dataset, batch_sampler=batches, collate_fn=collate, num_workers=num_workers, pin_memory=pin_memory,
         persistent_workers=persistent and num_workers > 0,
         generator=torch.Generator().manual_seed(seed),  # workers' seeds; the global stream stays the model's
+        worker_init_fn=_ignore_interrupt,
     )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal's group; workers end when the main process says so, after its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _shut_down(loader: DataLoader[Any]) -> None:

@@ -34,12 +34,17 @@ class FirstBatch:
     """
 
     def __init__(self, source: DataSource, samples: Sequence[Sample]) -> None:
-        self._source, self._samples = source, sorted(samples, key=lambda s: int(s.id))
+        self._samples = sorted(samples, key=lambda s: int(s.id))
+        self._names = source.class_names
+        classes = source.truth("val")
+        known = dict(zip(classes.category_ids.tolist(), classes.category_names, strict=True))
+        known |= {int(o.category_id): o.desc for s in samples for o in s.objects if o.category_id is not None}
+        self._classes = dict(sorted(known.items()))
         self.notes = (f"overfit: the same {len(samples)} training images are trained, validated and tested on",)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self._source.class_names
+        return self._names
 
     def split(self, name: str) -> FewSamples:
         if name not in SPLITS:
@@ -47,14 +52,13 @@ class FirstBatch:
         return FewSamples("train", self._samples)
 
     def truth(self, name: str) -> GroundTruth:
-        classes = self._source.truth("val")
         objects = [(s, o) for s in self._samples for o in s.objects]
         boxes = np.asarray([o.box_xyxy_px for _, o in objects], dtype=np.float64).reshape(-1, 4)
         return GroundTruth(
             image_ids=np.asarray([s.id for s in self._samples], dtype=np.int64),
             image_wh=np.asarray([(s.width, s.height) for s in self._samples], dtype=np.float64),
-            category_ids=classes.category_ids,
-            category_names=classes.category_names,
+            category_ids=np.asarray(list(self._classes), dtype=np.int64),
+            category_names=tuple(self._classes.values()),
             ann_ids=np.arange(1, len(objects) + 1, dtype=np.int64),
             ann_image_id=np.asarray([s.id for s, _ in objects], dtype=np.int64),
             ann_category_id=np.asarray([o.category_id for _, o in objects], dtype=np.int64),

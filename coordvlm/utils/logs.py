@@ -50,6 +50,15 @@ def configure(run_dir: Path | None = None, verbose: bool = False) -> None:
     logging.captureWarnings(True)
 
 
+def adopt(*names: str) -> None:
+    """Let libraries that print through handlers of their own (Lightning) log through ours; call after importing them."""
+    for name in names:
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        logger.propagate = True
+
+
 def _add(handler: logging.Handler) -> None:
     _ours.append(handler)
     logging.getLogger().addHandler(handler)
