@@ -79,7 +79,7 @@ class Backbone(nn.Module):
 
     @property
     def table(self) -> nn.Embedding:
-        return self.hf.get_input_embeddings()  # type: ignore[return-value]
+        return self.hf.get_input_embeddings()  # type: ignore[no-any-return]
 
     @property
     def head_weight(self) -> Tensor:

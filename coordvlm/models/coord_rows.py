@@ -114,7 +114,7 @@ def initial_rows(
     noise = torch.randn((num_rows, width), generator=generator) * norm / math.sqrt(width)
     rows = used.mean(0) + noise
     if init == "mean":
-        rows[:num_bins] = used.mean(0) + 0.1 * noise[:num_bins]
+        rows[:num_bins] = unit_rms(used.mean(0)) * norm / math.sqrt(width) + 0.1 * noise[:num_bins]
     elif init == "fourier":
         rows[:num_bins] = unit_rms(smooth_rows(num_bins, width, generator)) * norm / math.sqrt(width)
     else:
@@ -122,10 +122,10 @@ def initial_rows(
             raise ConfigError("init=digits needs the tokenizer's ids of the digits 0-9; use init=fourier or mean")
         digits = table_VD[torch.as_tensor(digit_ids)].float()
         mean = torch.stack([digits[[int(c) for c in str(k)]].mean(0) for k in range(num_bins)])
-        wave = unit_rms(smooth_rows(num_bins, width, generator)) * norm / math.sqrt(width)
-        rows[:num_bins] = (1 - smooth) * mean + smooth * wave
+        mixed = (1 - smooth) * unit_rms(mean) + smooth * unit_rms(smooth_rows(num_bins, width, generator))
+        rows[:num_bins] = unit_rms(mixed) * norm / math.sqrt(width)
     rows[:num_bins] *= scale
-    return rows
+    return rows  # type: ignore[no-any-return]
 
 
 def unit_rms(x: Tensor) -> Tensor:

@@ -79,20 +79,21 @@ class GreedyDecoder:
         last = hidden[rows, lengths - 1]
         rope = batch.position_ids[:, rows, lengths - 1].amax(0) + 1  # long[B]
         at = lengths.clone()
+        running = torch.ones(num, dtype=torch.bool, device=device)  # a row that is done stays done, also while it is carried along
         state = None if self.grammar is None else self.grammar.start(num, device)
         end = bb.rows.columns(torch.tensor(bb.vocab.end_id, device=device))
         steps: list[_Trace] = []
         for step in range(self.max_new_tokens):
             trace, state = self._choose(rows, last, state)
             steps.append(trace)
-            running = trace.column != end
+            running = running & (trace.column != end)
             left = int(running.sum())
             if not left or step + 1 == self.max_new_tokens:
                 break
             token = bb.rows.token_ids(trace.column)
             if left <= (1 - _COMPACT_AT) * len(rows):
                 keep = running.nonzero().squeeze(1)
-                rows, token, at, rope = rows[keep], token[keep], at[keep], rope[keep]
+                rows, token, at, rope, running = rows[keep], token[keep], at[keep], rope[keep], running[keep]
                 state = None if state is None else state[keep]
                 cache.keep(keep)
             mask = cache.step(at, int(at.max()) + 1)

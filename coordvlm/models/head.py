@@ -36,7 +36,7 @@ def lse_and_target(
     Returns:
         lse[R], z_target[R], coord_lse[R].
     """
-    return _HeadLse.apply(h_RD, base_VD, rows_ED, shadow_V, target_R, num_bins, chunk_bytes)  # type: ignore[no-any-return]
+    return _HeadLse.apply(h_RD, base_VD, rows_ED, shadow_V, target_R, num_bins, chunk_bytes)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _acc_dtype(x: Tensor) -> torch.dtype:

@@ -51,8 +51,11 @@ class CoordLM(lightning.LightningModule):
         self.predictions: list[Prediction] = []
         self._window: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._window_counts: Mapping[str, int] = {}
+        self._window_logs: dict[str, tuple[Tensor, int]] = {}
         self._val_sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._val_counts: defaultdict[str, int] = defaultdict(int)
+        self._val_logs: dict[str, tuple[Tensor, int]] = {}
+        self.strict_loading = False  # a checkpoint's state_dict is empty: see on_save_checkpoint
 
     # --------------------------------------------------------------- training
     def configure_optimizers(self) -> Any:
@@ -70,21 +73,29 @@ class CoordLM(lightning.LightningModule):
         assert batch.window is not None, "training batches carry their accumulation window"
         if batch.window.index == 0:
             self._window.clear()
+            self._window_logs = {}
             self._window_counts = self._over_ranks(batch.window.counts)
         output = self.backbone(batch, self.losses.needs)
         loss = self.losses(output, batch, self._window_counts, world_size=self.trainer.world_size, accumulate=batch.window.accumulate)
         refuse_non_finite(loss, batch.ids, step=self.global_step)
         for name, share in loss.terms.items():
             self._window[name] = self._window[name] + share
+        _add(self._window_logs, loss.logs)
         if batch.window.index + 1 == batch.window.size and self._logs_now():
             terms = {name: self._sum_over_ranks(share) for name, share in self._window.items()}
             self.log_dict(self.losses.named(terms, "train_"), batch_size=len(batch))
             self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-            self.log_dict({f"train_{k}": total / max(n, 1) for k, (total, n) in loss.logs.items()}, batch_size=len(batch))
-        return loss.total
+            self.log_dict(self._log_means(self._window_logs, "train_"), batch_size=len(batch))
+        return loss.total  # type: ignore[no-any-return]
+
+    def _log_means(self, logs: Mapping[str, tuple[Tensor, int]], prefix: str) -> dict[str, Tensor]:
+        """What terms and monitors log, as means over everything that was added up, ranks included."""
+        counts = self._over_ranks({name: n for name, (_, n) in logs.items()})
+        return {prefix + name: self._sum_over_ranks(total) / max(counts[name], 1) for name, (total, _) in logs.items()}
 
     def _logs_now(self) -> bool:
-        return self.trainer.global_step == 0 or (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return self.trainer.global_step == 0 or (self.trainer.global_step + 1) % every == 0
 
     def _over_ranks(self, counts: Mapping[str, int]) -> Mapping[str, int]:
         """Window counts summed over all ranks: one all_reduce of a small vector per optimiser step."""
@@ -101,6 +112,7 @@ class CoordLM(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.val_metric.reset()
         self._val_sums.clear()
+        self._val_logs = {}
         self._val_counts.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -111,12 +123,14 @@ class CoordLM(lightning.LightningModule):
             self._val_sums[name] = self._val_sums[name] + total
         for group, count in counts.items():
             self._val_counts[group] += count
+        _add(self._val_logs, loss.logs)
         self.val_metric.update(self.predict_batch(batch)[self.readout])
 
     def on_validation_epoch_end(self) -> None:
         sums = {name: self._sum_over_ranks(total) for name, total in self._val_sums.items()}
         if sums:
             self.log_dict(self.losses.named(self.losses.means(sums, self._over_ranks(self._val_counts)), "val_"))
+            self.log_dict(self._log_means(self._val_logs, "val_"))
         evaluation: Evaluation = self.val_metric.compute()
         wanted = ("AP", "AP50", "AP_score1", "F1_50", "parse_rate", "duplicate_rate", "px_median")
         self.log_dict({f"val/{k}": float(evaluation.metrics[k].value) for k in wanted if k in evaluation.metrics})
@@ -153,6 +167,8 @@ class CoordLM(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {}  # weights live in trained.safetensors beside it
 
-    @property
-    def strict_loading(self) -> bool:
-        return False
+
+def _add(to: dict[str, tuple[Tensor, int]], logs: Mapping[str, tuple[Tensor, int]]) -> None:
+    for name, (total, count) in logs.items():
+        before, number = to.get(name, (torch.zeros((), device=total.device), 0))
+        to[name] = (before + total.detach(), number + count)

@@ -87,7 +87,7 @@ class ObjectsTarget:
         self.tokenizer, self.vocab, self.grid, self.order, self.seed = tokenizer, vocab, grid, order, seed
         self.max_objects, self.on_too_many = max_objects, on_too_many
         self.start_id, self.end_marker_id = vocab.marker_ids[start], vocab.marker_ids[end]
-        self._reserved = set(vocab.new_ids.tolist()) | {vocab.end_id, vocab.image_id, vocab.pad_id}
+        self._reserved = set(vocab.new_ids.tolist()) | {vocab.end_id, vocab.image_id, vocab.pad_id, *tokenizer.get_added_vocab().values()}
         self._desc_ids: dict[str, list[int]] = {}
 
     def describe(self, desc: str, where: object) -> list[int]:

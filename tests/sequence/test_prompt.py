@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+from coordvlm.sequence.prompt import PromptBuilder
+from coordvlm.utils.errors import ConfigError
+from tests.tiny import Tiny, tiny
+
+T = tiny()
+CLASSES = " Classes: {names}."
+
+
+def builder(t: Tiny = T, **changes: object) -> PromptBuilder:
+    return PromptBuilder(t.tokenizer, t.vocab.image_id, **{"text": "Where is it?", "class_list_text": CLASSES, **changes})
+
+
+def with_template(template: str | None) -> Tiny:
+    tokenizer = copy.deepcopy(T.tokenizer)
+    tokenizer.chat_template = template
+    return Tiny(tokenizer, T.vocab, T.backbone, T.encoder, T.grid)
+
+
+@pytest.mark.parametrize("num", [1, 6, 24])
+def test_ids_are_the_tokenised_chat_with_the_placeholder_repeated(num: int) -> None:
+    chat = "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * num + "<|vision_end|>Where is it?<|im_end|>\n<|im_start|>assistant\n"
+    want = T.tokenizer(chat, add_special_tokens=False)["input_ids"]
+    got = builder().ids(num)
+    assert got.dtype == np.int64
+    assert got.tolist() == want
+
+
+def test_the_class_list_follows_the_question_absent_classes_included() -> None:
+    names = ("dog", "red circle", "naïve {brace}")
+    assert builder().prompt_text(names) == "Where is it? Classes: dog, red circle, naïve {brace}."
+    text = T.tokenizer.decode(builder().ids(2, names))
+    assert "Where is it? Classes: dog, red circle, naïve {brace}.<|im_end|>" in text
+    assert builder().prompt_text(()) == builder().prompt_text(None) == "Where is it?"
+
+
+def test_a_prompt_seen_before_is_not_changed_by_who_used_it() -> None:
+    b = builder()
+    first = b.ids(3)
+    first[:] = -1
+    assert (b.ids(3) >= 0).all()
+    assert (b.ids(5) == T.vocab.image_id).sum() == 5
+
+
+@pytest.mark.parametrize(("template", "number"), [("{{ 'no picture' }}", 0), ("{{ '<|image_pad|><|image_pad|>' }}", 2)])
+def test_a_template_without_exactly_one_image_is_refused(template: str, number: int) -> None:
+    with pytest.raises(ConfigError, match=f"exactly one image token into the prompt, it put {number}"):
+        builder(with_template(template)).ids(4)
+
+
+def test_a_tokenizer_without_chat_template_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no chat template"):
+        builder(with_template(None))
+
+
+def test_a_class_list_pattern_without_names_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"class_list_text must contain \{names\}"):
+        builder(class_list_text=" Classes.")
