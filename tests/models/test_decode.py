@@ -9,7 +9,7 @@ import torch
 from coordvlm.models.decode import GreedyDecoder
 from coordvlm.sequence.grammar import ObjectsGrammar
 from coordvlm.sequence.parse import ObjectsParser
-from tests.tiny import MARKERS, Tiny, hf_inputs, tiny
+from tests.tiny import MARKERS, PATCH, Tiny, hf_inputs, tiny
 
 SIDES = ((48, 32), (32, 32), (32, 64), (16, 16), (64, 64))
 
@@ -141,3 +141,108 @@ def test_the_budget_truncates() -> None:
         assert d.truncated == (d.token_ids[-1] != t.vocab.end_id)
     with pytest.raises(ValueError, match="max_new_tokens"):
         decoder(t, grammar=False, budget=0)
+
+
+def counted(t: Tiny, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every call of the language model from now on."""
+    calls: list[int] = []
+    inner = t.backbone.hidden
+
+    def hidden(input_ids: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(len(input_ids))
+        return inner(input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(t.backbone, "hidden", hidden)
+    return calls
+
+
+class OneRowStopsAtEachStep:
+    """A grammar in which row b may end its turn at step ``stops[b]`` only, and must say one word before and after it."""
+
+    WORD = 300
+
+    def __init__(self, num_columns: int, end: int, stops: list[int]) -> None:
+        self.num_columns, self.end, self.stops = num_columns, end, torch.tensor(stops)
+
+    def start(self, batch_size: int, device: object) -> torch.Tensor:
+        return torch.stack((torch.arange(batch_size), torch.zeros(batch_size, dtype=torch.long)), -1)
+
+    def allowed(self, state: torch.Tensor) -> torch.Tensor:
+        mask = torch.zeros((len(state), self.num_columns), dtype=torch.bool)
+        ends = self.stops[state[:, 0]] == state[:, 1]
+        mask[torch.arange(len(state)), torch.where(ends, self.end, self.WORD)] = True
+        return mask
+
+    def advance(self, state: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        return torch.stack((state[:, 0], state[:, 1] + 1), -1)
+
+
+def test_a_row_that_is_done_stays_done_while_it_is_carried_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows ending one by one, fewer at a time than are worth compacting, must still leave, and the last one ends the decode."""
+    t = tiny()
+    stops = [0, 1, 2, 3, 4, 5, 6, 7]
+    batch = t.batch(counts=(1,) * 8, sides=((32, 32),) * 8)
+    d = decoder(t, grammar=False, budget=30)
+    d.grammar = OneRowStopsAtEachStep(t.backbone.num_columns, t.vocab.end_id, stops)
+    calls = counted(t, monkeypatch)
+    got = d.decode(batch)
+    assert [len(x.token_ids) for x in got] == [s + 1 for s in stops]
+    assert not any(x.truncated for x in got)
+    assert calls == [8, 8, 6, 6, 4, 3, 2, 1]  # the prefill, then seven steps; compacted once a quarter is done
+
+
+def unmasked_step(t: Tiny, hf: torch.nn.Module, batch: object, b: int, answer: np.ndarray) -> torch.Tensor:
+    """float[n, V] logits of the exported model that predict each token of an answer, by one plain forward."""
+    patches = batch.image_grid_thw.prod(-1).tolist()
+    low, length = sum(patches[:b]), int(batch.prompt_lengths[b])
+    ids = torch.cat((batch.input_ids[b, :length], torch.from_numpy(answer)))[None]
+    pixels = t.backbone.pixel_norm(batch.pixels[low : low + patches[b]]).view(-1, 3, 1, PATCH, PATCH).expand(-1, -1, 2, -1, -1).flatten(1)
+    with torch.no_grad():
+        out = hf(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == t.vocab.image_id).int(),
+            pixel_values=pixels,
+            image_grid_thw=batch.image_grid_thw[b : b + 1],
+        )
+    return out.logits[0, length - 1 : -1].double()
+
+
+@pytest.mark.parametrize("grammar", [False, True])
+def test_read_outs_and_scores_equal_the_exported_model_at_every_step(grammar: bool) -> None:
+    t = noisy(2)
+    batch = t.batch(seed=2, counts=(2, 0, 1, 1, 3), sides=SIDES)
+    hf = t.backbone.to_hf()
+    coord = torch.from_numpy(t.vocab.coord_ids)
+    values = np.arange(1000) / 999
+    num_slots = 0
+    for b, d in enumerate(decoder(t, grammar=grammar, budget=40).decode(batch)):
+        z = unmasked_step(t, hf, batch, b, d.token_ids)
+        p = z.softmax(-1).numpy()
+        s = z[:, coord].softmax(-1).numpy()
+        np.testing.assert_allclose(d.logprob, np.log(p[np.arange(len(p)), d.token_ids]), atol=2e-4)
+        np.testing.assert_array_equal(d.bin, t.vocab.bins(d.token_ids))
+        np.testing.assert_allclose(d.expectation, s @ values, atol=1e-5)
+        for i, k in enumerate(d.bin.tolist()):
+            if k < 0:
+                continue
+            num_slots += 1
+            near = p[i, t.vocab.coord_ids[max(0, k - 10) : k + 11]].sum()
+            assert d.mass[i] == pytest.approx(near, abs=2e-4)
+            mode = int(s[i].argmax())
+            window = slice(max(0, mode - 16), mode + 17)
+            assert d.local[i] == pytest.approx(float((s[i] * values)[window].sum() / s[i][window].sum()), abs=1e-5)
+    assert num_slots >= 8
+
+
+def test_the_grammar_changes_neither_a_row_nor_its_neighbours_when_rows_leave() -> None:
+    """States move with their rows: five images together say what each says alone."""
+    t = noisy(1)
+    with torch.no_grad():  # ends early: rows leave at different steps
+        t.backbone.table.weight[t.vocab.end_id] *= 3
+    together = decoder(t, grammar=True, budget=60).decode(t.batch(seed=1, counts=(2, 0, 1, 1, 3), sides=SIDES))
+    alone = [decoder(t, grammar=True, budget=60).decode(t.encoder.collate([e]))[0] for e in _encoded(t, 1)]
+    assert len({len(a.token_ids) for a in alone}) > 1
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a.token_ids, b.token_ids)
+        np.testing.assert_allclose(a.mass, b.mass, atol=1e-4)
