@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ from coordvlm.utils.errors import ConfigError
 #: Keywords that this module adds to nodes it instantiates; ``validate_targets`` must not miss them.
 _OURS = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "use_distributed_sampler", "enable_model_summary")
 SUPPLIED = {"trainer": set(_OURS)}
+C = TypeVar("C")
 #: Training answers that the token budget of decoding is measured on.
 _BUDGET_SAMPLES = 512
 
@@ -299,6 +300,11 @@ def build_trainer(cfg: DictConfig, run_dir: Path, contract: Contract, *, logged:
         enable_model_summary=False,
     )
     return trainer
+
+
+def callback(trainer: Trainer, kind: type[C]) -> C:
+    """The trainer's callback of a class."""
+    return next(x for x in trainer.callbacks if isinstance(x, kind))  # type: ignore[attr-defined]
 
 
 def csv_log(trainer: Trainer) -> CSVLog | None:

@@ -175,24 +175,20 @@ def _first_batch(cfg: DictConfig, experiment: Experiment, run_dir: Path, record:
 
 
 def _fit(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, record: RunRecord) -> None:
-    import shutil
-
     from coordvlm import build
-    from coordvlm.callbacks.checkpoint import TRAINER, load_trained
-    from coordvlm.utils.runs import resolve_run
+    from coordvlm.callbacks.checkpoint import TRAINER, FolderCheckpoint, load_trained, steps_done
+    from coordvlm.utils.runs import is_checkpoint, resolve_run
 
     ckpt = None
     if cfg.resume is not None:
         ref = resolve_run(cfg.resume, outputs=Path(cfg.paths.outputs), prefer=("last",))
         load_trained(ref.checkpoint_dir, experiment.model.backbone, experiment.model.contract)
         ckpt = ref.checkpoint_dir / TRAINER
+        done = steps_done(ckpt)
         best = ref.run_dir / "checkpoints" / "best"
-        if best.is_dir():
-            shutil.copytree(best, run_dir / "checkpoints" / "best", dirs_exist_ok=True)
+        build.callback(trainer, FolderCheckpoint).inherit(last=ref.checkpoint_dir, **({"best": best} if is_checkpoint(best) else {}))
         if (log := build.csv_log(trainer)) is not None:
-            import torch
-
-            log.continue_from(ref.run_dir / "log.csv", torch.load(ckpt, weights_only=True)["global_step"])
+            log.continue_from(ref.run_dir / "log.csv", done)
         record.update(resumed_from=str(ref.checkpoint_dir))
     with record.time("train"):
         trainer.fit(experiment.module, datamodule=experiment.data, ckpt_path=ckpt, weights_only=True)

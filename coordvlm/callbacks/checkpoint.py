@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Mapping
@@ -50,6 +51,24 @@ class FolderCheckpoint(Callback):
         self._interrupted = False
         self._saved_step = -1
         self._previous: Any = None
+        self._inherited: dict[str, Path] = {}
+
+    def inherit(self, **folders: Path) -> None:
+        """Checkpoints of the run that is resumed, by name; copied once this one has begun.
+
+        Until it writes its own, it can be resumed itself; and a resume that is refused leaves no checkpoint that looks like progress.
+        """
+        self._inherited = folders
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        for name, folder in self._inherited.items():
+            if trainer.is_global_zero:
+                with atomic_folder(self.folder / name) as place:
+                    shutil.copytree(folder, place, dirs_exist_ok=True)
+        self._inherited = {}
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.on_train_start(trainer, pl_module)  # nothing was left to train
 
     @property
     def interrupted(self) -> bool:
@@ -153,6 +172,19 @@ def _save_tensors(state: dict[str, torch.Tensor], path: Path, *, step: int) -> N
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
         raise
+
+
+def steps_done(file: Path) -> int:
+    """Optimiser steps behind a ``trainer.ckpt``.
+
+    Raises:
+        ContractError: missing, cut, or not what a trainer wrote.
+    """
+    try:
+        return int(torch.load(file, weights_only=True, map_location="cpu", mmap=True)["global_step"])
+    except Exception as error:  # torch has a class of its own for each kind of damage
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ContractError(f"{file}: cannot go on from it, it cannot be read: {reason}") from error
 
 
 def load_trained(folder: Path, backbone: nn.Module, contract: Contract) -> Mapping[str, str]:

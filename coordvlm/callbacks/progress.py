@@ -54,7 +54,7 @@ class ProgressReport(ProgressBar):
             total = self._total_steps(trainer)
             rate = (trainer.global_step - done) / (now - started)
             left = f", {_clock((total - trainer.global_step) / rate)} left" if total and rate > 0 else ""
-            self.console.print(f"step {trainer.global_step}{f' / {total}' if total else ''}  {text}{left}", highlight=False)
+            self.console.print(f"step {trainer.global_step}{f' / {total}' if total else ''}  {text}{left}", highlight=False, soft_wrap=True)
             self._said = now
         if now - self._mark > 5:  # images/s over the last seconds
             self._images, self._mark = 0, now
