@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from coordvlm.contracts import Batch
 from tests.tiny import Tiny, hf_inputs, tiny
 
-SHAPE = {"counts": (3,) * 4, "sides": ((192, 192),) * 4}  # about 4 x 200 tokens, 60-120 of them supervised
+SHAPE = {"counts": (3, 3), "sides": ((192, 192),) * 2}  # about 2 x 200 tokens, some 50 of them supervised
 NEEDS = frozenset({"text_nll", "slot_logits", "slot_lse"})
 
 
@@ -50,7 +50,7 @@ def test_no_tensor_of_a_step_is_larger_than_the_supervised_rows_or_the_table() -
     batch = t.batch(**SHAPE)
     num_rows = len(batch.text_row) + len(batch.slot_row)
     everything = batch.input_ids.numel() * table_rows
-    assert 60 <= num_rows < 0.2 * batch.input_ids.numel()
+    assert 40 <= num_rows < 0.2 * batch.input_ids.numel()
     with Largest() as mine:
         our_loss(t, batch).backward()
     assert t.backbone.rows.rows_in.grad is not None
