@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordvlm.utils import locations, logs
-from coordvlm.utils.errors import CoordVLMError
+from coordvlm.utils.errors import CoordVLMError, user_error
 from coordvlm.utils.files import atomic_write_text, is_output_problem, output_error
 from coordvlm.utils.overrides import quote_free_text, resolved
 
@@ -270,11 +270,11 @@ def report_error(error: BaseException, status: int) -> int:
 
 
 def _user_error(error: BaseException) -> CoordVLMError | None:
-    """The error of ours at or beneath ``error`` (Hydra wraps what a constructor raises), or a full disk as one."""
+    """The error of ours at or beneath ``error``, or a full disk as one."""
+    if found := user_error(error):
+        return found
     current: BaseException | None = error
     while current is not None:
-        if isinstance(current, CoordVLMError):
-            return current
         if isinstance(current, OSError) and is_output_problem(current):
             return output_error(current.filename or "outputs", current)
         current = current.__cause__

@@ -7,6 +7,16 @@ class CoordVLMError(ValueError):
     """Base of every error that a user's input can cause; commands print it without a traceback."""
 
 
+def user_error(error: BaseException) -> CoordVLMError | None:
+    """The error of ours at or beneath ``error``: Hydra wraps what a constructor raises."""
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, CoordVLMError):
+            return current
+        current = current.__cause__
+    return None
+
+
 class DataError(CoordVLMError):
     """Broken training or evaluation data.
 

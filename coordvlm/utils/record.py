@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from coordvlm.utils import environment, locations
-from coordvlm.utils.errors import DataError
+from coordvlm.utils.errors import DataError, user_error
 from coordvlm.utils.files import atomic_write_json
 
 FILE_NAME = "run.json"
@@ -93,9 +93,10 @@ class RunRecord:
     def close(self, status: str, error: BaseException | None = None) -> None:
         """Write the final state; called on leaving the ``with`` block."""
         if error is not None:
+            told = user_error(error) or error
             self.data["error"] = {
-                "type": type(error).__name__,
-                "message": str(error),
+                "type": type(told).__name__,
+                "message": str(told),
                 "traceback": "".join(traceback.format_exception(error)),
             }
         hardware = environment.hardware()

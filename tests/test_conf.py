@@ -1,0 +1,133 @@
+"""Every shipped YAML: composed, its targets resolved and checked, and built."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from coordvlm import build
+from coordvlm.utils.targets import iterate_targets, validate_targets
+from tests.compose import CONF, compose
+from tests.data_root import peer_data
+from tests.e2e import coco
+from tests.e2e.commands import FAST, refusal, train
+
+#: Experiments on real data -> the folder of the test data they need.
+REAL = {"overfit_bccd": "bccd"}
+GROUPS = [e for e in yaml.safe_load((CONF / "train.yaml").read_text())["defaults"] if isinstance(e, dict)]
+OPTIONS = sorted(
+    (group, file.stem)
+    for entry in GROUPS
+    for group in entry
+    if group not in ("hydra", "experiment")
+    for file in (CONF / group).glob("*.yaml")
+)
+COMMANDS = ("train", "eval")
+
+
+def options_of(group: str, option: str, folder: Path) -> list[str]:
+    """Overrides that choose an option and give it what it cannot do without."""
+    if (group, option) == ("data", "coco"):
+        return list(coco.write(folder, train=coco.content(), val=coco.content(3, first_id=50)))
+    return [f"{group}={option}"]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=map("=".join, OPTIONS))
+def test_every_option_is_composed_and_built(tmp_path: Path, group: str, option: str) -> None:
+    cfg = compose(tmp_path / "run", *options_of(group, option, tmp_path / "data"))
+    assert validate_targets(cfg, build.SUPPLIED) > 10
+    if (group, option) == ("trainer", "gpu"):
+        assert (cfg.trainer.accelerator, cfg.trainer.precision) == ("gpu", "bf16-mixed")
+        return
+    experiment = build.build_experiment(cfg)
+    trainer = build.build_trainer(cfg, tmp_path / "run", experiment.model.contract)
+    assert build.csv_log(trainer) is not None
+    assert len(experiment.truth.image_ids) > 0
+
+
+def test_every_folder_of_the_configuration_is_a_group_that_is_tested() -> None:
+    tested = {group for group, _ in OPTIONS} | {"hydra", "experiment", "loss_term"}
+    assert {p.name for p in CONF.iterdir() if p.is_dir()} == tested
+    assert {p.stem for p in CONF.glob("*.yaml")} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("term", sorted(p.stem for p in (CONF / "loss_term").glob("*.yaml")))
+def test_every_loss_term_is_part_of_a_recipe(tmp_path: Path, term: str) -> None:
+    mine = yaml.safe_load((CONF / "loss_term" / f"{term}.yaml").read_text())["term"]["_target_"]
+    recipes = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
+    used = {
+        node["_target_"]
+        for recipe in recipes
+        for _, node in iterate_targets(OmegaConf.to_container(compose(tmp_path, f"loss={recipe}").loss, resolve=True))
+    }
+    assert mine in used
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
+def test_every_file_says_what_it_is_for(file: Path) -> None:
+    lines = [line for line in file.read_text().splitlines() if line.strip() and not line.startswith("# @package")]
+    assert lines[0].startswith("#") or file.parent.name in ("help", "paths")
+    assert "\t" not in file.read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_key_of_a_command_is_declared_and_never_read(command: str) -> None:
+    keys = set(yaml.safe_load((CONF / f"{command}.yaml").read_text())) - {"defaults"}
+    source = "".join((CONF.parent / "coordvlm" / name).read_text() for name in (f"{command}.py", "build.py"))
+    unread = {key for key in keys if not re.search(rf"\bcfg\.{key}\b|\"{key}\"", source)}
+    assert not unread
+
+
+@pytest.mark.parametrize("group", ["model", "sequence", "decode", "data", "callbacks"])
+def test_no_key_of_a_group_is_declared_and_never_read(tmp_path: Path, group: str) -> None:
+    source = "".join((CONF.parent / "coordvlm" / name).read_text() for name in ("train.py", "build.py", "eval.py"))
+    cfg = compose(tmp_path)
+    keys = {key for key, value in cfg[group].items() if not (OmegaConf.is_dict(value) and "_target_" in value)}
+    unread = {key for key in keys if not re.search(rf"(\.|\"){key}\b", source)}
+    assert unread <= {"name"}  # shown in reports
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_takes_a_step(tmp_path: Path, name: str) -> None:
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert f"python -m coordvlm.train experiment={name}" in text
+    assert "hardware:" in text
+    root = [f"data.root={peer_data() / REAL[name]}"] if name in REAL else []
+    ran = train(tmp_path, f"experiment={name}", *FAST, *root, "data.batch_size=2", "data.eval_batch_size=2", "data.val_images=2",
+                "trainer.max_steps=1", "trainer.val_check_interval=1")
+    assert ran.status == 0, ran.err
+    assert ran.record["choices"]["experiment"] == name
+
+
+@pytest.mark.parametrize("coord_ce", ["true", "false"])
+def test_geometry_without_decoded_coordinates_is_refused(tmp_path: Path, coord_ce: str) -> None:
+    flags = (f"loss.use_coord_ce={coord_ce}", "loss.use_coordexp_loss=false", "loss.use_geom_loss=true")
+    message = refusal(train(tmp_path, *FAST, "loss=ce", *flags))
+    assert "loss.use_geom_loss=true needs loss.use_coordexp_loss=true" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "terms"),
+    [
+        ("000", {"text_ce"}), ("010", {"text_ce"}), ("011", {"text_ce", "gate", "l1", "giou"}), ("100", {"text_ce", "coord_ce"}),
+        ("110", {"text_ce", "coord_ce"}), ("111", {"text_ce", "coord_ce", "l1", "giou"}),
+    ],
+)
+@pytest.mark.parametrize("loss", ["ce", "hybrid"])
+def test_flags_decide_whatever_recipe_they_start_from(tmp_path: Path, loss: str, flags: str, terms: set[str]) -> None:
+    names = ("use_coord_ce", "use_coordexp_loss", "use_geom_loss")
+    overrides = [f"loss.{name}={bool(int(flag))}".lower() for name, flag in zip(names, flags, strict=True)]
+    cfg = compose(tmp_path, f"loss={loss}", *overrides)
+    built = build.instantiate(cfg.loss)
+    assert set(built.terms) == terms
+
+
+def test_eval_is_composed() -> None:
+    cfg = compose(Path("run"), "run=latest", root="eval")
+    assert (cfg.split, cfg.run) == ("test", "latest")
+    assert set(cfg.decode) == set(compose(Path("run")).decode)  # every setting of decoding can be changed afterwards
+    assert set(cfg.metrics) == set(compose(Path("run")).metrics) - {"_target_", "casefold"}
