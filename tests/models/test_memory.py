@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from coordvlm.contracts import Batch
+from coordvlm.models.head import lse_and_target
 from tests.tiny import Tiny, hf_inputs, tiny
 
 SHAPE = {"counts": (3, 3), "sides": ((192, 192),) * 2}  # about 2 x 200 tokens, some 50 of them supervised
@@ -59,6 +60,17 @@ def test_no_tensor_of_a_step_is_larger_than_the_supervised_rows_or_the_table() -
     with Largest() as theirs:
         their_loss(hf, t, batch).backward()
     assert theirs.numel >= 0.9 * everything
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 3, 16])
+def test_a_chunk_bounds_the_logits_that_exist_at_a_time(rows_at_a_time: int) -> None:
+    num, width, table_rows, new_rows = 48, 4, 1000, 10
+    h, base, rows = (torch.randn(n, width, requires_grad=True) for n in (num, table_rows, new_rows))
+    shadow, target = torch.zeros(table_rows, dtype=torch.bool), torch.arange(num)
+    with Largest() as seen:
+        lse, z_target, _ = lse_and_target(h, base, rows, shadow, target, 8, 4 * (table_rows + new_rows) * rows_at_a_time)
+        (lse - z_target).sum().backward()
+    assert seen.numel == max(rows_at_a_time, width) * table_rows
 
 
 def _status_kib(name: str) -> int:

@@ -71,7 +71,7 @@ def test_every_marker_and_coordinate_survives_the_round_trip() -> None:
 
 
 def test_scan_reads_rows_and_breaks_ties_by_x1_x2_y2_then_index() -> None:
-    boxes = [(5, 9, 9, 12), (3, 2, 9, 9), (3, 2, 8, 9), (3, 2, 8, 7), (3, 2, 8, 7), (0, 2.001, 1, 3), (90, 1, 99, 2)]
+    boxes = [(5, 9, 9, 12), (3, 2, 9, 6), (3, 2, 8, 9), (3, 2, 8, 7), (3, 2, 8, 7), (0, 2.001, 1, 3), (90, 1, 99, 2)]
     ordered = order_objects(list(sample(boxes).objects), "scan", (0, 0, 1))
     assert [o.annotation_id - 10 for o in ordered] == [6, 3, 4, 2, 1, 5, 0]
 
