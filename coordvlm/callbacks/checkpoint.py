@@ -111,9 +111,10 @@ class FolderCheckpoint(Callback):
         if value is None:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise ConfigError(f"callbacks.checkpoint.monitor={self.monitor!r} is not logged in validation; logged: {known}")
-        improved = float(value) > self.best or (math.isnan(float(value)) and self.best == -math.inf)
+        number = -math.inf if math.isnan(float(value)) else float(value)  # undefined: worse than any number
+        improved = number > self.best or self.best_step < 0
         if improved:
-            self.best, self.best_step = float(value), trainer.global_step
+            self.best, self.best_step = number, trainer.global_step
         self._save(trainer, pl_module, "last")
         if improved:
             self._save(trainer, pl_module, "best")
