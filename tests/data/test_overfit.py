@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from coordvlm.data.loader import first_samples
+from coordvlm.data.overfit import FirstBatch
+from coordvlm.data.source import SPLITS, DataSource
+from coordvlm.utils.errors import ConfigError
+from tests.data.test_filtered import shapes
+from tests.e2e import coco
+
+
+@pytest.fixture
+def source() -> FirstBatch:
+    return FirstBatch(shapes(), first_samples(shapes(), batch_size=5, seed=0))
+
+
+def test_every_split_is_the_first_batch(source: FirstBatch) -> None:
+    assert isinstance(source, DataSource)
+    wanted = sorted(int(s.id) for s in first_samples(shapes(), batch_size=5, seed=0))
+    for name in SPLITS:
+        split = source.split(name)
+        assert (split.name, len(split), split.ids.tolist()) == ("train", 5, wanted)
+        assert [split.sample(i, 3).id for i in range(5)] == wanted
+        assert source.truth(name).image_ids.tolist() == wanted
+    with pytest.raises(ConfigError, match="no split 'other'"):
+        source.split("other")
+
+
+def test_the_truth_is_what_is_trained(source: FirstBatch) -> None:
+    truth, split = source.truth("test"), source.split("train")
+    names = dict(zip(truth.category_ids.tolist(), truth.category_names, strict=True))
+    mine = [
+        (i, names[c], tuple(box))
+        for i, c, box in zip(truth.ann_image_id.tolist(), truth.ann_category_id.tolist(), truth.ann_xyxy_px.tolist(), strict=True)
+    ]
+    assert mine == [(s.id, o.desc, o.box_xyxy_px) for s in (split.sample(i, 0) for i in range(5)) for o in s.objects]
+    assert truth.ann_area.tolist() == [(b[2] - b[0]) * (b[3] - b[1]) for _, _, b in mine]
+    assert not truth.ann_iscrowd.any()
+
+
+def test_it_says_so(source: FirstBatch) -> None:
+    assert "the same 5 training images" in source.notes[0]
+    assert source.class_names == shapes().class_names
+    assert len(source.digests()["train"]) == 12
+    assert source.dropped("train") == {}
+
+
+def test_a_class_that_validation_does_not_have_is_in_the_truth(tmp_path) -> None:
+    from coordvlm.data.coco import Coco
+
+    val = coco.content(3, first_id=50)
+    val["categories"] = [c for c in val["categories"] if c["id"] == 7]
+    val["annotations"] = [a for a in val["annotations"] if a["category_id"] == 7]
+    coco.write(tmp_path, train=coco.content(3), val=val)
+    files = {name: {"json": f"{name}.json", "images": "images"} for name in ("train", "val")}
+    real = Coco(root=tmp_path, **files, test=None, seed=0, class_list="none", num_absent=0, on_error="raise", replace_underscores=False)
+    truth = FirstBatch(real, first_samples(real, batch_size=3, seed=0)).truth("val")
+    assert truth.category_names == ("red box", "blue box")
+    assert truth.category_ids.tolist() == [3, 7]
