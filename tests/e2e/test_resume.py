@@ -9,11 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from coordvlm.utils.errors import NonFiniteLossError
-from tests.e2e.commands import FAST, Ran, finished, losses, refusal, train
+from tests.e2e.commands import FAST, Ran, call, finished, losses, refusal
 
 #: 40 images in batches of 4 and windows of 2: six steps are 12 batches, so the run crosses an epoch and stops in the middle of the next.
 COURSE = ("data.source.num_train=40", "trainer.accumulate_grad_batches=2", "trainer.max_steps=6", "trainer.val_check_interval=2",
           "optim.schedule=constant")
+
+
+def train(outputs: Path, *argv: str) -> Ran:
+    return call(outputs, "train", *argv, page=False)
 
 
 def diverge(*_: object, **__: object) -> None:
