@@ -285,6 +285,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, contract: Contract, *, logged:
     """The Lightning trainer with our callbacks; checkpoints are folders of our own."""
     logs.adopt("lightning", "lightning.pytorch", "lightning.fabric")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # debug=overfit: one batch an epoch
     callbacks: list[Any] = []
     if logged:
         callbacks.append(FolderCheckpoint(run_dir / "checkpoints", contract, monitor=cfg.callbacks.checkpoint.monitor))

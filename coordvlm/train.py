@@ -235,6 +235,8 @@ def resumed_arguments(argv: Sequence[str]) -> list[str]:
     wanted = given.get("resume", "null").strip("\"'")
     if wanted in ("", "null"):
         return list(argv)
+    if idle := [k for k in given if k.partition(".")[0] == "optim"]:
+        print(f"warning: {', '.join(idle)} given with resume: optimiser and schedule continue from the checkpoint", file=sys.stderr)
     outputs = given.get("paths.outputs", "").strip("\"'")
     record = RunRecord.read(resolve_run(wanted, outputs=Path(outputs) if outputs else None, prefer=("last",)).run_dir)
     saved = [a for a in record.get("overrides", []) if key(a) not in given]

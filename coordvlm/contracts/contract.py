@@ -76,7 +76,8 @@ class Contract:
         """Rebuild from ``to_dict``; unknown or missing fields are a ContractError that names them."""
         known = {f.name for f in fields(cls)}
         if set(data) != known:
-            raise ContractError(f"{where}: contract fields differ: missing {sorted(known - set(data))}, unknown {sorted(set(data) - known)}")
+            missing, unknown = sorted(known - set(data)), sorted(set(data) - known)
+            raise ContractError(f"{where}: contract fields differ: missing {missing}, unknown {unknown}")
         values = dict(data)
         resize = dict(values["resize"])  # type: ignore[call-overload]
         if resize.get("size") is not None:

@@ -28,6 +28,6 @@ def refuse_non_finite(loss: LossOutput, ids: Sequence[int | str], *, step: int) 
         if out.per_item is not None and out.item_sample is not None:
             samples = torch.unique(out.item_sample[~torch.isfinite(out.per_item)]).tolist()
             where = "samples " + ", ".join(repr(ids[i]) for i in samples) if samples else "every item finite, their sum is not"
-        bad.append(f"{name} = {float(out.sum)} ({where})")
-    shown = "; ".join(bad) or f"every term is finite, their weighted sum is {float(loss.total)}"
+        bad.append(f"{name} = {float(out.sum.detach())} ({where})")
+    shown = "; ".join(bad) or f"every term is finite, their weighted sum is {float(loss.total.detach())}"
     raise NonFiniteLossError(f"step {step}: the loss is not finite, stopped before the weights change: {shown}")

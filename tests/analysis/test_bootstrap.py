@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from coordvlm.analysis.bootstrap import paired_difference
+from coordvlm.contracts import Evaluation, Interval
 from coordvlm.metrics.bootstrap import image_weights
 from coordvlm.metrics.replicates import load_replicates, save_replicates
-from coordvlm.contracts import Evaluation, Interval
 from coordvlm.utils.errors import DataError
 
 
