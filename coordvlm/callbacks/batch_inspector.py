@@ -13,7 +13,7 @@ from PIL import Image
 from coordvlm.contracts import COORD, END, MARKER, TEXT, Batch, Contract, Sample
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.reports.inspect_page import KINDS, BatchPage, Check, Token, slot_rows, write_batch_page
-from coordvlm.sequence.target import ObjectsTarget, index_target
+from coordvlm.sequence.target import ObjectsTarget
 from coordvlm.utils.errors import ContractError
 
 
@@ -31,13 +31,12 @@ def check_batch(batch: Batch, samples: Mapping[int | str, Sample], target: Objec
     slot_ids = torch.from_numpy(vocab.coord_ids)[batch.slot_bin]
     slots_match = bool((flat[batch.slot_row + 1] == slot_ids).all())
     wrong_text, wrong_index = [], []
-    start, end = (target.tokenizer.convert_ids_to_tokens(i) for i in (target.start_id, target.end_marker_id))
     for b, sample_id in enumerate(batch.ids):
         mine = supervised[(supervised >= b * width) & (supervised < (b + 1) * width)]
         answer = target.build(samples[sample_id], epoch=epoch)
         if target.tokenizer.decode(flat[mine].tolist(), skip_special_tokens=False) != target.text(answer):
             wrong_text.append(sample_id)
-        found = index_target(ids[b].numpy(), vocab, start=start, end=end)
+        found = target.index_target(ids[b].numpy())
         of_b = (batch.slot_row >= b * width) & (batch.slot_row < (b + 1) * width)
         same = np.array_equal(found["slot_pos"] + b * width - 1, batch.slot_row[of_b].numpy())
         if not (same and np.array_equal(found["slot_bin"], batch.slot_bin[of_b].numpy())):

@@ -86,6 +86,7 @@ class ObjectsTarget:
             raise ConfigError(f"sequence.max_objects must be at least 1, got {max_objects}")
         self.tokenizer, self.vocab, self.grid, self.order, self.seed = tokenizer, vocab, grid, order, seed
         self.max_objects, self.on_too_many = max_objects, on_too_many
+        self.start, self.end = start, end
         self.start_id, self.end_marker_id = vocab.marker_ids[start], vocab.marker_ids[end]
         self._reserved = set(vocab.new_ids.tolist()) | {vocab.end_id, vocab.image_id, vocab.pad_id, *tokenizer.get_added_vocab().values()}
         self._desc_ids: dict[str, list[int]] = {}
@@ -144,6 +145,10 @@ class ObjectsTarget:
             objects=tuple(kept),
             num_dropped=len(objects) - len(kept),
         )
+
+    def index_target(self, ids: NDArray[np.int64]) -> Mapping[str, NDArray[np.int64]]:
+        """``index_target`` with this format's vocabulary and markers."""
+        return index_target(ids, self.vocab, start=self.start, end=self.end)
 
     def text(self, answer: Answer) -> str:
         """The answer as text, special tokens shown."""
