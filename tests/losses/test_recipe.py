@@ -76,11 +76,12 @@ def test_all_eight_combinations_of_the_flags(flags: tuple[bool, bool, bool]) -> 
     assert ("slot_logits" in recipe.needs) == (slots_trained or flags[1])
 
 
-def test_the_three_recipes_differ_in_nothing_but_the_flags() -> None:
+def test_the_three_recipes_differ_in_nothing_but_the_flags_and_the_mean() -> None:
     cfgs = {name: compose(overrides=[f"+loss={name}", "+coords=k999"]).loss for name in ("ce", "coordexp", "hybrid")}
     plain: dict[str, Any] = {name: OmegaConf.to_container(cfg, resolve=False) for name, cfg in cfgs.items()}
     flags = {name: tuple(cfg.pop(flag) for flag in FLAGS) for name, cfg in plain.items()}
     assert flags == {"ce": (True, False, False), "coordexp": (False, True, True), "hybrid": (True, True, True)}
+    assert {name: cfg.pop("average") for name, cfg in plain.items()} == {"ce": "token", "coordexp": "group", "hybrid": "group"}
     assert plain["ce"] == plain["coordexp"] == plain["hybrid"]
 
 
@@ -102,7 +103,7 @@ def test_hybrid_is_coordexp_plus_the_cross_entropy_between_bins() -> None:
 
     _, hybrid = _run(_recipe(loss="hybrid"))
     _, coordexp = _run(_recipe(loss="coordexp"))
-    only_slices = _recipe()
+    only_slices = _recipe("loss.average=group")
     only_slices.terms["coord_ce"] = CoordCESlice()
     only_slices.weights["text_ce"] = 0.0
     _, slices = _run(only_slices)
@@ -111,8 +112,8 @@ def test_hybrid_is_coordexp_plus_the_cross_entropy_between_bins() -> None:
 
 def test_average_is_an_override() -> None:
     batch = make_batch(RAGGED, grid=K999)
-    assert _recipe(loss="coordexp").counts(batch) == {"tokens": 52, "box": 6}
-    assert _recipe("loss.average=group", loss="coordexp").counts(batch) == {"text": 28, "slot": 24, "box": 6}
+    assert _recipe("loss.average=token", loss="coordexp").counts(batch) == {"tokens": 52, "box": 6}
+    assert _recipe(loss="coordexp").counts(batch) == {"text": 28, "slot": 24, "box": 6}
 
 
 def test_the_decoder_follows_the_grid_and_its_options() -> None:
