@@ -77,37 +77,16 @@ def _evaluate(cfg: DictConfig, config: DictConfig, ref: Any, trained: dict[str, 
         trainer = build.build_trainer(config, run_dir, experiment.model.contract, logged=False)
         load_trained(ref.checkpoint_dir, experiment.model.backbone, experiment.model.contract)
     record.update(protocol=experiment.protocol["hash"], decode=experiment.decode)
-    images = finish.SplitImages(experiment.source.split(cfg.split), config.model.max_source_pixels)
-    evaluation = finish.evaluate_run(
+    return finish.score_and_report(
         run_dir,
-        module=experiment.module,
+        experiment=experiment,
         trainer=trainer,
         loader=experiment.data.eval_dataloader(cfg.split),
-        images=images,
-        truth=experiment.truth,
-        split=experiment.split,
-        protocol=experiment.protocol,
-        selected_on="val",
-        prompt_text=experiment.model.encoder.prompt.prompt_text,
+        asked=cfg.split,
         record=record,
-    )
-    record.update(skipped_images=dict(experiment.data.unreadable()))
-    record.close("finished")
-    report = finish.write_report(
-        run_dir,
-        record=record,
-        contract=experiment.model.contract,
-        evaluation=evaluation,
-        module=experiment.module,
-        truth=experiment.truth,
-        images=images,
-        split=experiment.split,
-        selected_on="val",
-        protocol=experiment.protocol,
+        title=f"{experiment.title}, {ref.run_dir.name}",
         log=ref.run_dir / "log.csv",
     )
-    finish.print_result(evaluation, experiment.module, report, title=f"{experiment.title}, {ref.run_dir.name}")
-    return float(evaluation.metrics["AP"].value)
 
 
 if __name__ == "__main__":

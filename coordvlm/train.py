@@ -103,36 +103,15 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
     record.update(
         selected={"checkpoint": best, "on": "val", "images": len(experiment.val_truth.image_ids), "by": cfg.callbacks.checkpoint.monitor}
     )
-    images = finish.SplitImages(source.split("test"), cfg.model.max_source_pixels)
-    evaluation = finish.evaluate_run(
+    return finish.score_and_report(
         run_dir,
-        module=experiment.module,
+        experiment=experiment,
         trainer=trainer,
         loader=experiment.data.test_dataloader(),
-        images=images,
-        truth=experiment.truth,
-        split=experiment.split,
-        protocol=experiment.protocol,
-        selected_on="val",
-        prompt_text=experiment.model.encoder.prompt.prompt_text,
+        asked="test",
         record=record,
+        title=experiment.title,
     )
-    record.update(skipped_images=dict(experiment.data.unreadable()))
-    record.close("finished")
-    report = finish.write_report(
-        run_dir,
-        record=record,
-        contract=experiment.model.contract,
-        evaluation=evaluation,
-        module=experiment.module,
-        truth=experiment.truth,
-        images=images,
-        split=experiment.split,
-        selected_on="val",
-        protocol=experiment.protocol,
-    )
-    finish.print_result(evaluation, experiment.module, report, title=experiment.title)
-    return float(evaluation.metrics["AP"].value)
 
 
 def _data_counts(experiment: Experiment) -> dict[str, Any]:

@@ -133,3 +133,42 @@ def print_result(evaluation: Evaluation, module: Any, report: Path, *, title: st
         console = Console(width=120)
     console.print(metric_table(evaluation.metrics, readout_table(module.readout_evaluations), title=title))
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+def score_and_report(
+    run_dir: Path,
+    *,
+    experiment: Any,
+    trainer: lightning.Trainer,
+    loader: Any,
+    asked: str,
+    record: RunRecord,
+    title: str,
+    log: Path | None = None,
+) -> float:
+    """What ``train`` and ``eval`` end with: score the loaded weights, close the record, draw the page, print the table.
+
+    Args:
+        experiment: a ``build.Experiment``. loader: of the images that ``experiment.truth`` holds.
+        asked: the split's name as asked for (``experiment.split`` says what stands in for it).
+        log: the CSV log to draw curves from; default: this run's.
+    Returns:
+        AP.
+    """
+    module, contract = experiment.module, experiment.model.contract
+    images = SplitImages(experiment.source.split(asked), experiment.cfg.model.max_source_pixels)
+    scored: dict[str, Any] = {
+        "module": module,
+        "truth": experiment.truth,
+        "images": images,
+        "split": experiment.split,
+        "selected_on": "val",
+        "protocol": experiment.protocol,
+        "record": record,
+    }
+    evaluation = evaluate_run(run_dir, trainer=trainer, loader=loader, prompt_text=experiment.model.encoder.prompt.prompt_text, **scored)
+    record.update(skipped_images=dict(experiment.data.unreadable()))
+    record.close("finished")
+    report = write_report(run_dir, contract=contract, evaluation=evaluation, log=log, **scored)
+    print_result(evaluation, module, report, title=title)
+    return float(evaluation.metrics["AP"].value)
