@@ -26,6 +26,7 @@ class Decoded:
         mass: float32[n], raw full-vocabulary probability within +-r bins of the emitted bin.
         truncated: the token budget ended before the end of turn.
         seconds: wall time of the batch divided by its samples.
+        model_size: (width, height) in px of the image as the model saw it.
     """
 
     sample_id: int | str
@@ -37,6 +38,7 @@ class Decoded:
     mass: NDArray[np.float32]
     truncated: bool
     seconds: float
+    model_size: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

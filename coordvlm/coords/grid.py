@@ -1,15 +1,17 @@
-"""THE rounding rule: the only place that maps source pixels <-> [0, 1] <-> bin.
+"""THE rounding rule: the only place that maps source pixels <-> [0, 1] <-> what is written, a bin or digits.
 
 Boxes are float xyxy in source pixels with continuous extents [0, W] x [0, H]; ``c = x / W`` (never ``W - 1``).
 A grid of ``num_bins`` bins with ``scale`` s encodes ``k = clamp(floor(s c + 0.5), 0, num_bins - 1)`` and decodes
 ``c = k / s``. ``k999`` (s = 999) reaches both edges of the image and has zero mean error on uniform input; ``k1000``
-(s = 1000) is the phase-1 rule, whose largest decoded value is 0.999.
+(s = 1000) is the phase-1 rule, whose largest decoded value is 0.999. ``Digits`` are the conventions of models that write
+coordinates as ordinary numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from coordvlm.utils.errors import ConfigError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+#: (width, height) in px
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,90 @@ class Grid:
                 else:
                     bins[low] -= 1
         return bins
+
+
+DIGITS = ("qwen1000", "pixel", "unit")
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Coordinates written as decimal numbers, without tokens of their own.
+
+    | name | written | of Qwen |
+    |---|---|---|
+    | ``qwen1000`` | ``floor(1000 c + 0.5)`` in 0..1000, relative to the image | 2-VL, 3-VL |
+    | ``pixel`` | ``floor(c W' + 0.5)`` in 0..W', px of the *resized* image | 2.5-VL |
+    | ``unit`` | c with 4 decimals in [0, 1] | - |
+
+    Published training code disagrees on the last value of ``pixel`` (W' or W' - 1); extents here are [0, W'], as everywhere.
+
+    Args:
+        name: see the table.
+    """
+
+    name: str
+    num_bins: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in DIGITS:
+            raise ConfigError(f"coords.name must be one of {', '.join(DIGITS)} for coordinates in digits, got {self.name!r}")
+
+    @property
+    def scale(self) -> int:
+        """Steps per image side; 0 for ``pixel``, where the resized image decides."""
+        return {"qwen1000": 1000, "pixel": 0, "unit": 10_000}[self.name]
+
+    def _steps(self, axes: int, model_size: Size) -> FloatArray:
+        """Steps per side of each coordinate, float64[axes]."""
+        if self.name != "pixel":
+            return np.full(axes, float(self.scale))
+        if min(model_size) <= 0:
+            raise ValueError(f"coords=pixel needs the size of the resized image, got {model_size}")
+        return np.tile(np.asarray(model_size, dtype=np.float64), axes // 2)
+
+    def encode(self, norm: ArrayLike, model_size: Size) -> FloatArray:
+        """Numbers as written: float[..., 2 or 4] in [0, 1] (clamped) -> float64[...]; whole numbers but for ``unit``.
+
+        Args:
+            model_size: (width, height) of the resized image in px; read by ``pixel`` only.
+        """
+        c = np.asarray(norm, dtype=np.float64)
+        if not np.isfinite(c).all():
+            raise ValueError(f"cannot encode a non-finite coordinate: {c[~np.isfinite(c)][:4]}")
+        return self._written(self._round(c, model_size))
+
+    def encode_box(self, box_norm: ArrayLike, model_size: Size) -> FloatArray:
+        """One normalised xyxy box, float64[4]; an axis that falls onto one number is widened by one step."""
+        box = np.asarray(box_norm, dtype=np.float64)
+        steps, whole = self._steps(4, model_size), self._round(box, model_size)
+        for low, high in ((0, 2), (1, 3)):
+            if whole[low] == whole[high] and box[low] < box[high]:
+                if whole[high] < steps[high]:
+                    whole[high] += 1
+                else:
+                    whole[low] -= 1
+        return self._written(whole)
+
+    def _round(self, c: FloatArray, model_size: Size) -> FloatArray:
+        steps = self._steps(c.shape[-1], model_size)
+        return np.clip(np.floor(steps * c + 0.5), 0, steps)
+
+    def _written(self, whole: FloatArray) -> FloatArray:
+        return whole / self.scale if self.name == "unit" else whole
+
+    def write(self, value: float) -> str:
+        """One number as text: ``427``, or ``0.4270`` for ``unit``."""
+        return f"{value:.4f}" if self.name == "unit" else str(int(value))
+
+    def decode(self, values: ArrayLike, model_size: Size) -> FloatArray:
+        """Written numbers -> [0, 1], float64[..., 2 or 4]; not clamped."""
+        v = np.asarray(values, dtype=np.float64)
+        return v / (self._steps(v.shape[-1], model_size) if self.name != "unit" else 1.0)
+
+    def in_range(self, values: ArrayLike, model_size: Size) -> bool:
+        """Whether every number is one that ``encode`` can write, up to rounding."""
+        c = self.decode(values, model_size)
+        return bool(np.isfinite(c).all() and (c >= 0).all() and (c <= 1).all())
 
 
 def to_norm(boxes_px: ArrayLike, width: float, height: float) -> FloatArray:

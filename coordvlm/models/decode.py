@@ -147,6 +147,8 @@ class GreedyDecoder:
         table["id"] = self.backbone.rows.token_ids(table["column"])
         # after a row's end token its cells hold nothing: its length is the first end token
         host = {name: value.cpu().numpy() for name, value in table.items()}
+        patch = self.backbone.hf.config.vision_config.patch_size
+        grids = batch.image_grid_thw.cpu().tolist()
         out = []
         for b in range(num):
             ends = np.flatnonzero(host["column"][:, b] == end)
@@ -163,6 +165,7 @@ class GreedyDecoder:
                     mass=cells["mass"].astype(np.float32),
                     truncated=not len(ends),
                     seconds=seconds / num,
+                    model_size=(grids[b][2] * patch, grids[b][1] * patch),
                 )
             )
         return out
