@@ -7,6 +7,7 @@ with the table's size. Rows stay float32 whatever the model's dtype.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.utils.errors import ConfigError, ContractError
 
-INITS = ("digits", "fourier", "mean")
+INITS = ("digits", "fourier", "mean", "existing")
 
 
 class CoordRows(nn.Module):
@@ -26,10 +27,11 @@ class CoordRows(nn.Module):
         vocab: ids of the new tokens.
         table: float[V, d], the base input table. head: float[V, d], the base output table; None when tied.
         init: ``digits`` (mean of the embeddings of k's digits plus a smooth part), ``fourier`` (smooth functions of k / (K - 1), so that
-            neighbours start similar) or ``mean``.
+            neighbours start similar), ``mean``, or ``existing`` (the table's own rows at these ids: an exported model is trained on).
         scale: norm of a coordinate row relative to the typical row of the base table.
         digit_ids: ids of the characters 0-9, needed by ``digits``.
         smooth: share of the smooth part for ``digits``.
+        kept_ids: for ``existing``: new-token ids whose rows are copied from the table.
         seed: of the small noise that keeps rows apart.
     """
 
@@ -47,6 +49,7 @@ class CoordRows(nn.Module):
         scale: float,
         digit_ids: list[int] | None = None,
         smooth: float = 0.5,
+        kept_ids: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -67,10 +70,15 @@ class CoordRows(nn.Module):
         used = np.setdiff1d(np.arange(min(self.num_base, vocab.num_ids)), vocab.new_ids)
         make = {"init": init, "scale": scale, "digit_ids": digit_ids, "smooth": smooth}
         generator = torch.Generator().manual_seed(seed)
+        kept = torch.as_tensor(kept_ids, dtype=torch.long)
+        make |= {"kept": (row_of_id[kept], kept)}
         self.rows_in = nn.Parameter(initial_rows(table.detach()[used], table.detach(), vocab.num_bins, len(ids), generator, **make))  # type: ignore[arg-type]
         self.rows_out: nn.Parameter | None = None
         if head is not None:
             self.rows_out = nn.Parameter(initial_rows(head.detach()[used], head.detach(), vocab.num_bins, len(ids), generator, **make))  # type: ignore[arg-type]
+
+        if not len(ids):  # digits: nothing is new, nothing to train
+            self.requires_grad_(False)
 
     @property
     def out(self) -> Tensor:
@@ -79,6 +87,8 @@ class CoordRows(nn.Module):
 
     def embed(self, input_ids: Tensor, base: nn.Embedding) -> Tensor:
         """[..., d] in the base table's dtype. Always touches the rows, so no rank of a distributed run leaves them out."""
+        if not len(self.new_ids):
+            return base(input_ids)  # type: ignore[no-any-return]
         row = self.row_of_id[input_ids]
         is_new = row >= 0
         old = base(input_ids.masked_fill(is_new, 0))
@@ -92,6 +102,8 @@ class CoordRows(nn.Module):
 
     def token_ids(self, columns: Tensor) -> Tensor:
         """Columns of ``z`` -> token ids."""
+        if not len(self.new_ids):
+            return columns
         new = self.new_ids[(columns - self.num_base).clamp(min=0)]
         return torch.where(columns >= self.num_base, new, columns)
 
@@ -107,17 +119,25 @@ def initial_rows(
     scale: float,
     digit_ids: list[int] | None,
     smooth: float,
+    kept: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """float32[num_rows, d]; markers start at the mean of the used rows plus noise of a typical row's size."""
+    """float32[num_rows, d]; markers start at the mean of the used rows plus noise of a typical row's size.
+
+    Args:
+        kept: (rows, ids), long[n] each: rows that are copied from the table.
+    """
     used = used_UD.float()
     norm, width = used.norm(dim=-1).median(), used.shape[1]
     noise = torch.randn((num_rows, width), generator=generator) * norm / math.sqrt(width)
     rows = used.mean(0) + noise
+    if init == "existing":
+        rows[kept[0]] = table_VD[kept[1]].float()
+        return rows  # type: ignore[no-any-return]
     if init == "mean":
         rows[:num_bins] = unit_rms(used.mean(0)) * norm / math.sqrt(width) + 0.1 * noise[:num_bins]
     elif init == "fourier":
         rows[:num_bins] = unit_rms(smooth_rows(num_bins, width, generator)) * norm / math.sqrt(width)
-    else:
+    elif num_bins:
         if not digit_ids or len(digit_ids) != 10:
             raise ConfigError("init=digits needs the tokenizer's ids of the digits 0-9; use init=fourier or mean")
         digits = table_VD[torch.as_tensor(digit_ids)].float()

@@ -66,11 +66,13 @@ class _HeadLse(torch.autograd.Function):
                 z, z_new = _HeadLse._logits(h[part], base, rows, shadow)
                 y = target[part, None]
                 in_base = y < num_base
-                z_target[part] = torch.where(
-                    in_base, z.gather(1, y.clamp(max=num_base - 1)), z_new.gather(1, (y - num_base).clamp(min=0))
-                ).squeeze(1)
+                old = z.gather(1, y.clamp(max=num_base - 1))
+                top = z.amax(-1)
+                if rows.shape[0]:  # formats that write digits have no new rows
+                    old = torch.where(in_base, old, z_new.gather(1, (y - num_base).clamp(min=0)))
+                    top = torch.maximum(top, z_new.amax(-1))
+                z_target[part] = old.squeeze(1)
                 # exp in place: torch.logsumexp would hold two more copies of the chunk
-                top = torch.maximum(z.amax(-1), z_new.amax(-1))
                 lse[part] = (z.sub_(top[:, None]).exp_().sum(-1) + (z_new - top[:, None]).exp().sum(-1)).log() + top
                 coord[part] = z_new[:, :num_bins].logsumexp(-1)
         ctx.save_for_backward(h, base, rows, shadow, target, lse, coord)  # type: ignore[attr-defined]
@@ -96,7 +98,8 @@ class _HeadLse(torch.autograd.Function):
                 y, g = target[part, None], g_target[part, None]
                 in_base = y < num_base
                 d_z.scatter_add_(1, y.clamp(max=num_base - 1), torch.where(in_base, g, torch.zeros_like(g)))
-                d_new.scatter_add_(1, (y - num_base).clamp(min=0), torch.where(in_base, torch.zeros_like(g), g))
+                if rows.shape[0]:
+                    d_new.scatter_add_(1, (y - num_base).clamp(min=0), torch.where(in_base, torch.zeros_like(g), g))
                 low = d_z.to(base.dtype)
                 if d_h is not None:
                     d_h[part] = ((low @ base).to(acc) + d_new @ rows.to(acc)).to(h.dtype)
