@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from coordvlm.callbacks.checkpoint import FolderCheckpoint
 from coordvlm.callbacks.csv_log import CSVLog
 from coordvlm.contracts import Contract, GroundTruth, ResizeRule
-from coordvlm.coords.grid import Grid
+from coordvlm.coords.grid import Digits, Grid
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.data.datamodule import CoordDataModule
 from coordvlm.data.filtered import limit_objects
-from coordvlm.data.images import ImageReader
+from coordvlm.data.images import ImageReader, target_size
 from coordvlm.data.loader import first_samples
 from coordvlm.data.overfit import FirstBatch
 from coordvlm.data.source import DataSource
@@ -39,9 +39,9 @@ from coordvlm.modules.coord_lm import CoordLM
 from coordvlm.modules.optim import OptimSettings
 from coordvlm.sequence.collate import SequenceEncoder
 from coordvlm.sequence.grammar import ObjectsGrammar
-from coordvlm.sequence.parse import READOUTS, ObjectsParser
+from coordvlm.sequence.parse import READOUTS
 from coordvlm.sequence.prompt import PromptBuilder
-from coordvlm.sequence.target import ObjectsTarget
+from coordvlm.sequence.target import ObjectsTarget, Target
 from coordvlm.utils import logs
 from coordvlm.utils.errors import ConfigError
 
@@ -51,6 +51,7 @@ SUPPLIED = {"trainer": set(_OURS)}
 C = TypeVar("C")
 #: Training answers that the token budget of decoding is measured on.
 _BUDGET_SAMPLES = 512
+_BUDGET_RULE = "1.5 x the longest training answer + 8"
 
 
 @dataclass
@@ -60,24 +61,22 @@ class Model:
     backbone: Backbone
     tokenizer: PreTrainedTokenizerBase
     vocab: CoordVocab
-    grid: Grid
+    grid: Grid | Digits
     contract: Contract
     encoder: SequenceEncoder
-    target: ObjectsTarget
-    start: str
-    end: str
+    target: Target
+    loaded: LoadedModel
 
 
 def build_model(cfg: DictConfig) -> Model:
     """Load the base model, add coordinate tokens, settle the contract."""
     loaded: LoadedModel = instantiate(cfg.model.load)
-    grid: Grid = instantiate(cfg.coords)
-    seq = cfg.sequence
-    if seq.format != "objects":
-        raise ConfigError(f"sequence.format must be objects, got {seq.format!r}")
-    markers = (seq.start, seq.end)
-    add_coord_tokens(loaded.tokenizer, num_bins=grid.num_bins, coord_token=seq.coord_token, markers=markers)
-    vocab = coord_vocab(loaded.tokenizer, num_bins=grid.num_bins, coord_token=seq.coord_token, markers=markers)
+    grid, seq = build_coords(cfg), cfg.sequence
+    markers, init = tuple(seq.markers), cfg.model.rows.init
+    tokens: dict[str, Any] = {"num_bins": grid.num_bins, "coord_token": seq.coord_token, "markers": markers}
+    existing = add_coord_tokens(loaded.tokenizer, **tokens)
+    table = loaded.hf.get_input_embeddings().weight
+    vocab = coord_vocab(loaded.tokenizer, **tokens, existing=existing, init=init, num_rows=len(table))
     resize = ResizeRule(
         mode=cfg.model.resize.mode,
         patch=loaded.patch,
@@ -95,7 +94,7 @@ def build_model(cfg: DictConfig) -> Model:
         prompt=seq.prompt,
         class_list=OmegaConf.select(cfg, "data.source.class_list", default="none") != "none",
         markers=markers,
-        coord_token=seq.coord_token,
+        coord_token=seq.coord_token or "",
         end_token=END_OF_TURN,
         resize=resize,
     )
@@ -103,23 +102,22 @@ def build_model(cfg: DictConfig) -> Model:
     digits = [loaded.tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)]
     rows = CoordRows(
         vocab,
-        loaded.hf.get_input_embeddings().weight,
+        table,
         None if tied else loaded.hf.lm_head.weight,
-        init=cfg.model.rows.init,
+        init=init,
+        kept_ids=[i for t in existing if (i := loaded.tokenizer.convert_tokens_to_ids(t)) < len(table)] if init == "existing" else [],
         scale=cfg.model.rows.scale,
         digit_ids=digits if None not in digits else None,
         seed=cfg.seed,
     )
     backbone = Backbone(loaded.hf, vocab, rows, image_mean=loaded.image_mean, image_std=loaded.image_std, freeze=list(cfg.model.freeze))
-    target = ObjectsTarget(
+    target: Target = instantiate(seq.target)(
         loaded.tokenizer,
         vocab,
         grid,
         order=seq.order,
         max_objects=seq.max_objects,
         on_too_many=seq.on_too_many,
-        start=seq.start,
-        end=seq.end,
         seed=cfg.seed,
     )
     encoder = SequenceEncoder(
@@ -130,11 +128,22 @@ def build_model(cfg: DictConfig) -> Model:
         image_fn=ImageReader(resize, cfg.model.max_source_pixels),
         max_length=cfg.model.max_length,
     )
-    return Model(backbone, loaded.tokenizer, vocab, grid, contract, encoder, target, seq.start, seq.end)
+    return Model(backbone, loaded.tokenizer, vocab, grid, contract, encoder, target, loaded)
+
+
+def build_coords(cfg: DictConfig) -> Grid | Digits:
+    """How coordinates are written; refuses one that the sequence format cannot write."""
+    grid: Grid | Digits = instantiate(cfg.coords)
+    if grid.name not in cfg.sequence.coords:
+        fitting = " or ".join(f"coords={name}" for name in cfg.sequence.coords)
+        raise ConfigError(f"sequence={cfg.sequence.format} cannot write coords={grid.name}: use {fitting}")
+    return grid
 
 
 def build_grammar(model: Model) -> ObjectsGrammar:
     """The grammar over the head's columns."""
+    if not isinstance(model.target, ObjectsTarget):
+        raise ConfigError(f"decode.grammar=true needs sequence=objects; there is no grammar of {model.target.format}")
     rows, vocab, tokenizer = model.backbone.rows, model.vocab, model.tokenizer
 
     def column(token_id: int) -> int:
@@ -147,8 +156,8 @@ def build_grammar(model: Model) -> ObjectsGrammar:
     return ObjectsGrammar(
         num_columns=model.backbone.num_columns,
         coord_columns=range(rows.num_base, rows.num_base + rows.num_bins),
-        start=column(vocab.marker_ids[model.start]),
-        end=column(vocab.marker_ids[model.end]),
+        start=column(vocab.marker_ids[model.target.start]),
+        end=column(vocab.marker_ids[model.target.end]),
         end_of_turn=column(vocab.end_id),
         forbidden=sorted(forbidden),
         blank=[i for i, text in enumerate(texts) if not text.strip()],
@@ -160,7 +169,8 @@ def token_budget(model: Model, source: DataSource) -> int:
     split = source.split("train")
     picked = np.unique(np.linspace(0, len(split) - 1, min(len(split), _BUDGET_SAMPLES)).astype(int))
     samples = [split.sample(int(i), 0) for i in picked]
-    longest = max(len(model.target.build(s, epoch=0).ids) for s in samples)
+    resize = model.contract.resize
+    longest = max(len(model.target.build(s, epoch=0, model_size=target_size(resize, s.width, s.height)).ids) for s in samples)
     return int(longest * 1.5) + 8
 
 
@@ -198,20 +208,26 @@ class Experiment:
             "image_limits": {"max_source_pixels": self.cfg.model.max_source_pixels},
             "backend": self.cfg.metrics.backend,
             **self.decode,
+            # the rule, not its outcome, which depends on how long a format is
+            "max_new_tokens": _BUDGET_RULE if self.cfg.decode.max_new_tokens is None else self.cfg.decode.max_new_tokens,
         }
         return {**values, "hash": protocol_hash(values)}
 
 
-def build_experiment(cfg: DictConfig, *, split: str = "test") -> Experiment:
+def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None = None) -> Experiment:
     """Everything but the trainer.
 
     Args:
         split: what the module's test metrics are for: ``test`` or ``val`` (all of it).
+        budget: new tokens per image where ``decode.max_new_tokens`` is null; None measures them on the training answers.
     """
     if cfg.decode.readout not in READOUTS:
         raise ConfigError(f"decode.readout must be one of {', '.join(READOUTS)}, got {cfg.decode.readout!r}")
     model = build_model(cfg)
     losses: WeightedSum = instantiate(cfg.loss)
+    readouts: tuple[str, ...] = READOUTS
+    if not model.grid.num_bins:  # what is written is what is read
+        losses, readouts = losses.without_slots(format=cfg.sequence.format), (cfg.decode.readout,)
     source: DataSource = instantiate(cfg.data.source)
     source = limit_objects(source, max_objects=cfg.sequence.max_objects, on_too_many=cfg.sequence.on_too_many)
     if cfg.overfit:
@@ -231,17 +247,17 @@ def build_experiment(cfg: DictConfig, *, split: str = "test") -> Experiment:
     )
     decode = OmegaConf.to_container(cfg.decode)
     if decode["max_new_tokens"] is None:  # type: ignore[index, call-overload]
-        decode["max_new_tokens"] = token_budget(model, source)  # type: ignore[index, call-overload]
+        decode["max_new_tokens"] = budget or token_budget(model, source)  # type: ignore[index, call-overload]
     assert isinstance(decode, dict)
     decoder = GreedyDecoder(
         model.backbone,
-        model.grid.bin_values(),
+        model.grid.bin_values() if isinstance(model.grid, Grid) else torch.empty(0),
         max_new_tokens=decode["max_new_tokens"],
         mass_radius=decode["mass_radius"],
         local_window=decode["local_window"],
         grammar=build_grammar(model) if decode["grammar"] else None,
     )
-    parser = ObjectsParser(model.tokenizer, model.vocab, model.grid, start=model.start, end=model.end, score=decode["score"])
+    parser = instantiate(cfg.sequence.parser)(model.tokenizer, model.vocab, model.grid, score=decode["score"])
     settings: OptimSettings = instantiate(cfg.optim)
     module = CoordLM(
         backbone=model.backbone,
@@ -251,7 +267,7 @@ def build_experiment(cfg: DictConfig, *, split: str = "test") -> Experiment:
         val_metric=_metric(cfg, num_replicates=0),
         test_metrics={
             name: _metric(cfg) if name == decode["readout"] else _metric(cfg, num_replicates=0)
-            for name in sorted(READOUTS, key=lambda n: n != decode["readout"])
+            for name in sorted(readouts, key=lambda n: n != decode["readout"])
         },
         optim=settings,
         readout=decode["readout"],

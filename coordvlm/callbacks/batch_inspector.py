@@ -13,11 +13,13 @@ from PIL import Image
 from coordvlm.contracts import COORD, END, MARKER, TEXT, Batch, Contract, Sample
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.reports.inspect_page import KINDS, BatchPage, Check, Token, slot_rows, write_batch_page
-from coordvlm.sequence.target import ObjectsTarget
+from coordvlm.sequence.target import Target
 from coordvlm.utils.errors import ContractError
 
 
-def check_batch(batch: Batch, samples: Mapping[int | str, Sample], target: ObjectsTarget, vocab: CoordVocab, *, epoch: int) -> list[Check]:
+def check_batch(
+    batch: Batch, samples: Mapping[int | str, Sample], target: Target, vocab: CoordVocab, contract: Contract, *, epoch: int
+) -> list[Check]:
     """The assertions of SPEC 3 on a collated batch, each against something that did not make the batch.
 
     Args:
@@ -33,7 +35,7 @@ def check_batch(batch: Batch, samples: Mapping[int | str, Sample], target: Objec
     wrong_text, wrong_index = [], []
     for b, sample_id in enumerate(batch.ids):
         mine = supervised[(supervised >= b * width) & (supervised < (b + 1) * width)]
-        answer = target.build(samples[sample_id], epoch=epoch)
+        answer = target.build(samples[sample_id], epoch=epoch, model_size=model_size(batch, b, contract))
         if target.tokenizer.decode(flat[mine].tolist(), skip_special_tokens=False) != target.text(answer):
             wrong_text.append(sample_id)
         found = target.index_target(ids[b].numpy())
@@ -57,18 +59,24 @@ def check_batch(batch: Batch, samples: Mapping[int | str, Sample], target: Objec
     ]
 
 
+def model_size(batch: Batch, b: int, contract: Contract) -> tuple[int, int]:
+    """(width, height) in px of an image as the model sees it."""
+    _, rows, columns = batch.image_grid_thw[b].tolist()
+    return columns * contract.resize.patch, rows * contract.resize.patch
+
+
 def _list(bad: Sequence[object]) -> str:
     return f"wrong: {', '.join(map(str, bad[:5]))}" if bad else ""
 
 
 def batch_pages(
-    batch: Batch, samples: Mapping[int | str, Sample], target: ObjectsTarget, contract: Contract, load_image: Any, *, limit: int, epoch: int
+    batch: Batch, samples: Mapping[int | str, Sample], target: Target, contract: Contract, load_image: Any, *, limit: int, epoch: int
 ) -> list[BatchPage]:
     """What the page shows of the first ``limit`` samples."""
     tokenizer = target.tokenizer
     width = batch.input_ids.shape[1]
     kind_at = dict.fromkeys((batch.slot_row + 1).tolist(), COORD)
-    markers = {target.start_id, target.end_marker_id}
+    markers = target.marker_token_ids
     for row, token, is_end in zip(batch.text_row.tolist(), batch.text_target.tolist(), batch.text_is_end.tolist(), strict=True):
         kind_at[row + 1] = END if is_end else MARKER if token in markers else TEXT
     pages = []
@@ -79,7 +87,8 @@ def batch_pages(
         tokens = []
         for at, i in enumerate(ids[prompt:], start=b * width + prompt):
             tokens.append(Token(tokenizer.decode([i], skip_special_tokens=False), KINDS[kind_at.get(at, TEXT)], at in kind_at))
-        answer = target.build(sample, epoch=epoch)
+        seen = model_size(batch, b, contract)
+        answer = target.build(sample, epoch=epoch, model_size=seen)
         image: Image.Image = load_image(sample)
         pages.append(
             BatchPage(
@@ -90,10 +99,7 @@ def batch_pages(
                 tokens=tokens,
                 slots=slot_rows(batch, b, contract, [o.desc for o in answer.objects]),
                 true_boxes=[(o.desc, o.box_xyxy_px) for o in sample.objects if o.box_xyxy_px is not None],
-                notes=[
-                    f"model input {int(batch.image_grid_thw[b, 2]) * contract.resize.patch} × "
-                    f"{int(batch.image_grid_thw[b, 1]) * contract.resize.patch} px"
-                ]
+                notes=[f"model input {seen[0]} × {seen[1]} px"]
                 + ([f"{answer.num_dropped} objects left out"] if answer.num_dropped else []),
             )
         )
@@ -104,7 +110,7 @@ def inspect_batch(
     path: Path,
     batch: Batch,
     samples: Mapping[int | str, Sample],
-    target: ObjectsTarget,
+    target: Target,
     vocab: CoordVocab,
     contract: Contract,
     load_image: Any,
@@ -117,7 +123,7 @@ def inspect_batch(
     Raises:
         ContractError: an assertion failed; the page shows which.
     """
-    checks = check_batch(batch, samples, target, vocab, epoch=epoch)
+    checks = check_batch(batch, samples, target, vocab, contract, epoch=epoch)
     pages = batch_pages(batch, samples, target, contract, load_image, limit=limit, epoch=epoch)
     write_batch_page(path, pages, checks=checks, contract=contract)
     if failed := [c for c in checks if not c.ok]:

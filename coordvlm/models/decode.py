@@ -117,15 +117,12 @@ class GreedyDecoder:
             state = self.grammar.advance(state, column)
         bin_ = torch.where((column >= base) & (column < base + k), column - base, -1)
         s = z[:, base : base + k]
-        return _Trace(
-            rows,
-            column,
-            z.gather(1, column[:, None]).squeeze(1) - lse,
-            bin_,
-            readout.expectation(s, self.values),
-            readout.local_expectation(s, self.values, self.local_window),
-            readout.mass_near(s, lse, bin_.clamp(min=0), self.mass_radius),
-        ), state
+        expectation = local = mass = torch.zeros_like(lse)
+        if k:  # a format that writes digits has no coordinate columns
+            expectation = readout.expectation(s, self.values)
+            local = readout.local_expectation(s, self.values, self.local_window)
+            mass = readout.mass_near(s, lse, bin_.clamp(min=0), self.mass_radius)
+        return _Trace(rows, column, z.gather(1, column[:, None]).squeeze(1) - lse, bin_, expectation, local, mass), state
 
     def _greedy(self, z: Tensor) -> Tensor:
         """Highest column; among exactly equal ones the smallest token id, as argmax over an ordinary table would choose."""

@@ -109,6 +109,8 @@ class Check:
 
 def slot_rows(batch: Batch, sample: int, contract: Contract, descs: Sequence[str]) -> list[SlotRow]:
     """The slots of one sample, decoded through the contract. ``descs``: description of each of its boxes, in answer order."""
+    if not contract.num_bins:  # digits have no slots
+        return []
     grid = Grid(contract.coords, contract.num_bins, contract.scale)
     width, height = batch.sizes[sample]
     boxes: NDArray[np.int64] = batch.box_slot[batch.box_sample == sample].cpu().numpy()

@@ -15,7 +15,7 @@ from coordvlm.contracts import COORD, END, Batch, Encoded, ResizeRule, Sample
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.sequence.positions import rope_positions
 from coordvlm.sequence.prompt import PromptBuilder
-from coordvlm.sequence.target import ObjectsTarget
+from coordvlm.sequence.target import Target
 from coordvlm.utils.errors import DataError
 
 #: (image, declared width, declared height, where) -> (uint8[P, 3, ps, ps], (1, rows, columns))
@@ -33,7 +33,7 @@ class SequenceEncoder:
     """
 
     def __init__(
-        self, prompt: PromptBuilder, target: ObjectsTarget, vocab: CoordVocab, *, resize: ResizeRule, image_fn: ImageFn, max_length: int
+        self, prompt: PromptBuilder, target: Target, vocab: CoordVocab, *, resize: ResizeRule, image_fn: ImageFn, max_length: int
     ) -> None:
         self.prompt, self.target, self.vocab, self.resize, self.image_fn, self.max_length = (
             prompt,
@@ -47,7 +47,8 @@ class SequenceEncoder:
     def encode(self, sample: Sample, *, epoch: int, with_answer: bool = True) -> Encoded:
         pixels, grid = self.image_fn(sample.image, sample.width, sample.height, f"image {sample.id}")
         prompt_ids = self.prompt.ids(grid[1] * grid[2] // self.resize.merge**2, sample.class_list)
-        answer = self.target.build(sample, epoch=epoch) if with_answer else None
+        seen = (grid[2] * self.resize.patch, grid[1] * self.resize.patch)
+        answer = self.target.build(sample, epoch=epoch, model_size=seen) if with_answer else None
         length = len(prompt_ids) + (0 if answer is None else len(answer.ids))
         if length > self.max_length:
             raise DataError(

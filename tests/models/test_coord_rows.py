@@ -87,7 +87,7 @@ def test_digits_need_the_ids_of_ten_digits() -> None:
 
 
 def test_an_unknown_init_is_refused() -> None:
-    with pytest.raises(ConfigError, match="init must be one of digits, fourier, mean, got 'furier'"):
+    with pytest.raises(ConfigError, match="init must be one of digits, fourier, mean, existing, got 'furier'"):
         rows("furier")
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from coordvlm.contracts import COORD, END, MARKER, TEXT, Object, Sample
 from coordvlm.coords.grid import Grid
-from coordvlm.sequence.target import ObjectsTarget, index_target, order_objects
+from coordvlm.sequence.order import order_objects
+from coordvlm.sequence.target import ObjectsTarget, index_target
 from coordvlm.utils.errors import ConfigError, DataError
 from tests.tiny import COORD_TOKEN, MARKERS, random_sample, tiny
 
