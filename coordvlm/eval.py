@@ -71,9 +71,8 @@ def _evaluate(cfg: DictConfig, config: DictConfig, ref: Any, trained: dict[str, 
         torch.set_num_threads(cfg.num_threads)
     with record.time("build"):
         seed_everything(config.seed)
-        if config.decode.max_new_tokens is None:
-            config.decode.max_new_tokens = trained.get("decode", {}).get("max_new_tokens")
-        experiment = build.build_experiment(config, split=cfg.split)
+        budget = trained.get("decode", {}).get("max_new_tokens")
+        experiment = build.build_experiment(config, split=cfg.split, budget=budget)
         trainer = build.build_trainer(config, run_dir, experiment.model.contract, logged=False)
         load_trained(ref.checkpoint_dir, experiment.model.backbone, experiment.model.contract)
     record.update(protocol=experiment.protocol["hash"], decode=experiment.decode)
