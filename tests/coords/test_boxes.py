@@ -9,7 +9,9 @@ import torch
 from coordvlm.coords import boxes
 from tests.data_root import peer_data
 
-OPS = {"iou": boxes.pairwise_iou, "giou": boxes.pairwise_giou}
+OPS = {"iou": boxes.pairwise_iou, "giou": boxes.pairwise_giou, "diou": boxes.pairwise_diou, "ciou": boxes.pairwise_ciou}
+PREDICTED = torch.tensor([[0.1, 0.2, 0.5, 0.7], [0.6, 0.6, 0.9, 0.8], [0.2, 0.2, 0.3, 0.9]], dtype=torch.float64)
+TRUE = torch.tensor([[0.2, 0.3, 0.9, 0.5], [0.1, 0.1, 0.2, 0.7], [0.1, 0.4, 0.9, 0.6]], dtype=torch.float64)
 
 
 def _cases(kind: str) -> list[dict[str, Any]]:
@@ -98,7 +100,48 @@ def test_giou_has_the_gradient_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda x: boxes.giou(x, b), (a,))
 
 
-@pytest.mark.parametrize("op", [boxes.iou, boxes.giou])
+def test_diou_has_the_gradient_of_finite_differences() -> None:
+    assert torch.autograd.gradcheck(lambda x: boxes.diou(x, TRUE), (PREDICTED.clone().requires_grad_(),))
+
+
+def _ciou_by_hand(a: np.ndarray, b: np.ndarray, alpha: float | None = None) -> tuple[float, float]:
+    """CIoU and alpha of one pair of boxes with area, step by step as the paper defines them."""
+    inter = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    iou = inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+    rho2 = ((a[0] + a[2]) / 2 - (b[0] + b[2]) / 2) ** 2 + ((a[1] + a[3]) / 2 - (b[1] + b[3]) / 2) ** 2
+    c2 = (max(a[2], b[2]) - min(a[0], b[0])) ** 2 + (max(a[3], b[3]) - min(a[1], b[1])) ** 2
+    v = 4 / np.pi**2 * (np.arctan((b[2] - b[0]) / (b[3] - b[1])) - np.arctan((a[2] - a[0]) / (a[3] - a[1]))) ** 2
+    alpha = v / (1 - iou + v) if alpha is None else alpha
+    return iou - rho2 / c2 - alpha * v, alpha
+
+
+def test_ciou_is_the_papers_and_its_gradient_holds_alpha_fixed() -> None:
+    pred = PREDICTED.clone().requires_grad_()
+    value = boxes.ciou(pred, TRUE)
+    value.sum().backward()
+    assert pred.grad is not None
+    for i, (a, b) in enumerate(zip(PREDICTED.numpy(), TRUE.numpy(), strict=True)):
+        expected, alpha = _ciou_by_hand(a, b)
+        assert float(value[i].detach()) == pytest.approx(expected, abs=1e-12)
+        assert alpha > 1e-3  # else holding it fixed would not show
+        steps = np.eye(4) * 1e-6
+        slope = [(_ciou_by_hand(a + s, b, alpha)[0] - _ciou_by_hand(a - s, b, alpha)[0]) / 2e-6 for s in steps]
+        np.testing.assert_allclose(pred.grad[i], slope, atol=1e-7)
+
+
+@pytest.mark.parametrize("op", [boxes.iou, boxes.giou, boxes.diou, boxes.ciou])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_boxes_without_area_have_finite_gradients(op: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dtype: torch.dtype) -> None:
+    thin = [(0.5, 0.5, 0.5, 0.5), (0.2, 0.3, 0.2, 0.9), (0.2, 0.3, 0.9, 0.3), (0.1, 0.1, 0.1 + 1e-30, 0.1 + 1e-30), (0.3, 0.3, 0.6, 0.8)]
+    pred = torch.tensor(thin, dtype=dtype)[:, None].repeat(1, len(thin), 1).requires_grad_()
+    value = op(pred, torch.tensor(thin, dtype=dtype))
+    value.sum().backward()
+    assert pred.grad is not None
+    assert torch.isfinite(value).all()
+    assert torch.isfinite(pred.grad).all()
+
+
+@pytest.mark.parametrize("op", [boxes.iou, boxes.giou, boxes.diou, boxes.ciou])
 def test_a_nan_box_is_not_passed_off_as_a_miss(op: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     box = torch.tensor([0.0, 0.0, 1.0, 1.0])
     assert op(torch.tensor([0.0, float("nan"), 1.0, 1.0]), box).isnan()
