@@ -30,6 +30,7 @@ class Fault(IntEnum):
     OUT_OF_FRAME = 8
     EMPTY_DESCRIPTION = 9
     BAD_AREA = 10
+    BAD_OBJECT = 11
 
     @property
     def key(self) -> str:
@@ -47,10 +48,12 @@ RULES: dict[Fault, str] = {
     Fault.OUT_OF_FRAME: f"bbox must lie inside the image (an excess of up to {CLIP_PX:g} px is clipped)",
     Fault.EMPTY_DESCRIPTION: "a description must not be empty",
     Fault.BAD_AREA: "area must be a finite number",
+    Fault.BAD_OBJECT: "an object must have a description and a box",
 }
 #: Faults after which the truth of an image is unknown, so that evaluation cannot read the file either.
 UNREADABLE = frozenset({
     Fault.DUPLICATE_ANNOTATION_ID, Fault.UNKNOWN_IMAGE, Fault.UNKNOWN_CATEGORY, Fault.BAD_BBOX, Fault.NOT_FINITE, Fault.BAD_AREA,
+    Fault.BAD_OBJECT,
 })
 
 

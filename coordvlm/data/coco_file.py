@@ -1,7 +1,7 @@
 """Reading a COCO (or LVIS) instances JSON into arrays, with every broken annotation marked instead of repaired.
 
 Shapes: I images, A annotations, C categories. Large files are read column by column: 860,000 boxes take about a second after the
-JSON itself is parsed, and worker processes share arrays instead of millions of small objects.
+JSON itself is parsed.
 """
 
 from __future__ import annotations
@@ -12,51 +12,65 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coordvlm.data.checks import Fault, box_faults, first_of_each
+from coordvlm.data.table import BoxTable
+from coordvlm.data.values import INT64, integral, number, quads
 from coordvlm.utils.errors import DataError
 
-_INT64 = (-(2**63), 2**63 - 1)
 
-
-@dataclass(frozen=True)
-class CocoTable:
-    """An annotation file, exactly as written except that ids are integers.
+@dataclass(frozen=True, kw_only=True)
+class CocoTable(BoxTable):
+    """A COCO file; ids that were written as strings or floats are integers here.
 
     Args:
-        path: the file.
-        image_ids: int64[I] in file order, unique. image_wh: float64[I, 2].
-        file_names, urls: I of each; at least one is set.
-        category_ids: int64[C] ascending, unique. category_names: C.
-        ann_ids, ann_image_id, ann_category_id: int64[A] in file order.
-        ann_xyxy: float64[A, 4] (NaN where bbox is not 4 numbers). ann_area: float64[A]. ann_iscrowd: bool[A].
-        faults: uint8[A], see ``checks.Fault``. ann_image: int64[A], position of the image, -1 if unknown.
-        raw_bbox: the file's bbox of annotations whose fault is BAD_BBOX or NOT_FINITE, by position, for messages.
-        num_duplicate_images: images left out because an earlier one has their id (only when that is allowed).
+        urls: I; set where ``file_names`` is not.
     """
 
-    path: Path
-    image_ids: NDArray[np.int64]
-    image_wh: NDArray[np.float64]
-    file_names: Sequence[str | None]
     urls: Sequence[str | None]
-    category_ids: NDArray[np.int64]
-    category_names: tuple[str, ...]
-    ann_ids: NDArray[np.int64]
-    ann_image_id: NDArray[np.int64]
-    ann_category_id: NDArray[np.int64]
-    ann_xyxy: NDArray[np.float64]
-    ann_area: NDArray[np.float64]
-    ann_iscrowd: NDArray[np.bool_]
-    faults: NDArray[np.uint8]
-    ann_image: NDArray[np.int64]
-    raw_bbox: dict[int, object]
-    num_duplicate_images: int = 0
+
+    def image_name(self, image: int) -> str:
+        return str(self.file_names[image] or self.urls[image])
+
+    def image_place(self, image: int) -> str:
+        return f"{self.path}: image id {self.image_ids[image]}"
+
+    def annotation_place(self, at: int) -> str:
+        where = f"{self.path}: annotation id {self.ann_ids[at]} (image id {self.ann_image_id[at]}"
+        if self.ann_image[at] >= 0:
+            where += f", {self.size_text(int(self.ann_image[at]))}"
+        if self.faults[at] == Fault.EMPTY_DESCRIPTION:
+            where += f", category id {self.ann_category_id[at]}"
+        return where + ")"
+
+    def value(self, at: int) -> object:
+        fault, box = Fault(int(self.faults[at])), self.ann_xyxy[at]
+        if fault is Fault.DUPLICATE_ANNOTATION_ID:
+            return int(self.ann_ids[at])
+        if fault is Fault.UNKNOWN_IMAGE:
+            return int(self.ann_image_id[at])
+        if fault is Fault.UNKNOWN_CATEGORY:
+            return int(self.ann_category_id[at])
+        if fault is Fault.BAD_AREA:
+            return float(self.ann_area[at])
+        if fault is Fault.EMPTY_DESCRIPTION:
+            return self.category_names[int(np.searchsorted(self.category_ids, self.ann_category_id[at]))]
+        return self.values.get(at, [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()])
+
+    def candidates(self, image: int, folder: Path) -> list[Path]:
+        if self.file_names[image]:
+            return super().candidates(image, folder)
+        # LVIS: .../train2017/000000391895.jpg, in a folder that may or may not be the split's
+        parts = [p for p in PurePosixPath(urlsplit(self.urls[image] or "").path).parts if p not in ("/", "..")]
+        if not parts:
+            raise DataError("coco_url must end in a file name", where=self.image_place(image), value=self.urls[image])
+        return [folder.joinpath(*parts[-2:]), folder / parts[-1]]
 
 
 def read_coco(path: Path, *, replace_underscores: bool = False, allow_duplicate_images: bool = False) -> CocoTable:
@@ -78,7 +92,7 @@ def read_coco(path: Path, *, replace_underscores: bool = False, allow_duplicate_
     category_ids, names = _categories(path, categories, replace_underscores)
     ann_image_id, ann_ids = _ids(path, "annotations", "image_id", annotations), _ids(path, "annotations", "id", annotations)
     ann_category_id = _ids(path, "annotations", "category_id", annotations)
-    xywh, bad = _boxes([a.get("bbox") for a in annotations])
+    xywh, bad = quads([a.get("bbox") for a in annotations])
     xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
     area, bad_area = _areas(annotations, xywh)
     order = np.argsort(image_ids, kind="stable")
@@ -98,10 +112,12 @@ def read_coco(path: Path, *, replace_underscores: bool = False, allow_duplicate_
     ):
         faults = np.where(mask > 0, mask if fault is None else np.uint8(fault), faults)
     return CocoTable(
-        path, image_ids, wh, [_text(i.get("file_name")) for i in images], [_text(i.get("coco_url")) for i in images],
-        category_ids, names, ann_ids, ann_image_id, ann_category_id, xyxy, area,
-        np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool), faults.astype(np.uint8), ann_image,
-        {int(i): annotations[i].get("bbox") for i in np.flatnonzero(bad | ~np.isfinite(xyxy).all(1))}, int((~first).sum()),
+        path=path, image_ids=image_ids, image_wh=wh, file_names=[_text(i.get("file_name")) for i in images],
+        urls=[_text(i.get("coco_url")) for i in images], category_ids=category_ids, category_names=names, ann_ids=ann_ids,
+        ann_image_id=ann_image_id, ann_category_id=ann_category_id, ann_xyxy=xyxy, ann_area=area,
+        ann_iscrowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool), faults=faults.astype(np.uint8),
+        ann_image=ann_image, values={int(i): annotations[i].get("bbox") for i in np.flatnonzero(bad | ~np.isfinite(xyxy).all(1))},
+        counts={"duplicate_image_id": int((~first).sum())},
     )
 
 
@@ -143,20 +159,16 @@ def _ids(path: Path, section: str, key: str, rows: Sequence[dict[str, Any]]) -> 
     values = [row.get(key) for row in rows]
     if set(map(type, values)) - {int}:
         values = [_integral(path, section, key, i, value) for i, value in enumerate(values)]
-    if min(values) < _INT64[0] or max(values) > _INT64[1]:  # type: ignore[type-var,operator]
+    if min(values) < INT64[0] or max(values) > INT64[1]:  # type: ignore[type-var,operator]
         raise DataError(f"{key} must fit into 64 bits", where=f"{path}: {section}", value=max(values, key=abs))  # type: ignore[arg-type]
     return np.array(values, dtype=np.int64)
 
 
 def _integral(path: Path, section: str, key: str, position: int, value: object) -> int:
-    try:
-        if isinstance(value, (int, str)) and not isinstance(value, bool):
-            return int(value)
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-    except ValueError:
-        pass
-    raise DataError(f"{key} must be given, an integer", where=f"{path}: {section}[{position}]", value=value)
+    found = integral(value)
+    if found is None:
+        raise DataError(f"{key} must be given, an integer", where=f"{path}: {section}[{position}]", value=value)
+    return found
 
 
 def _categories(
@@ -183,7 +195,7 @@ def _sizes(path: Path, images: Sequence[dict[str, Any]], image_ids: NDArray[np.i
     if set(map(type, chain.from_iterable(sizes))) <= {int}:
         wh = np.array(sizes, dtype=np.float64)
     else:
-        wh = np.array([[_number(v) for v in size] for size in sizes])
+        wh = np.array([[number(v) for v in size] for size in sizes])
     bad = ~((wh > 0) & np.isfinite(wh) & (wh == np.floor(wh))).all(1)
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
@@ -195,41 +207,11 @@ def _sizes(path: Path, images: Sequence[dict[str, Any]], image_ids: NDArray[np.i
     return wh
 
 
-def _boxes(values: Sequence[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """float64[A, 4] xywh as written and bool[A], True (and NaN in the box) where it is not a list of 4 numbers."""
-    if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:
-        flat = list(chain.from_iterable(values))
-        if set(map(type, flat)) <= {int, float}:
-            return _floats(flat).reshape(-1, 4), np.zeros(len(values), dtype=bool)
-    bad = np.array([
-        not (isinstance(v, list) and len(v) == 4 and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in v))
-        for v in values
-    ])
-    rows = [[math.nan] * 4 if b else v for v, b in zip(values, bad.tolist(), strict=True)]
-    return _floats(list(chain.from_iterable(rows))).reshape(-1, 4), bad
-
-
-def _floats(values: list[Any]) -> NDArray[np.float64]:
-    try:
-        return np.array(values, dtype=np.float64)
-    except OverflowError:  # an integer beyond float64
-        return np.array([_number(v) for v in values])
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
 def _areas(rows: Iterable[dict[str, Any]], xywh: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """COCO's ``area``, else the box's; bool[A] where one is given that is not a finite number."""
     values = [row.get("area") for row in rows]
     given = np.array([v is not None for v in values], dtype=bool)
-    area = np.array([math.nan if v is None else _number(v) for v in values])
+    area = np.array([math.nan if v is None else number(v) for v in values])
     bad = given & ~np.isfinite(area)
     return np.where(given, area, xywh[:, 2] * xywh[:, 3]), bad
 
