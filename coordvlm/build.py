@@ -120,6 +120,8 @@ def build_model(cfg: DictConfig) -> Model:
         on_too_many=seq.on_too_many,
         seed=cfg.seed,
     )
+    if target.format != seq.format:
+        raise ConfigError(f"sequence.format={seq.format!r} does not fit its target, which writes {target.format!r}; choose with sequence=")
     encoder = SequenceEncoder(
         PromptBuilder(loaded.tokenizer, vocab.image_id, text=seq.prompt, class_list_text=seq.class_list_text),
         target,

@@ -74,7 +74,7 @@ def test_too_many_objects_and_overfitting_change_the_source(tmp_path: Path) -> N
     ("override", "message"),
     [
         ("decode.readout=mean", "decode.readout must be one of argmax, expectation, local"),
-        ("sequence.format=json", "sequence.format must be objects"),
+        ("sequence.format=json", "sequence.format='json' does not fit its target, which writes 'objects'"),
         ("sequence.on_too_many=ignore", "on_too_many must be"),
         ("trainer.limit_test_batches=0", "leaves no image"),
         ("data.on_error=ignore", "on_error must be raise or skip"),

@@ -139,7 +139,7 @@ class Target:
 
     def _encode(self, text: str) -> list[int]:
         if len(text) > _CACHED_LENGTH:
-            return self.tokenizer.encode(text, add_special_tokens=False)
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
         if text not in self._text_ids:
             if len(self._text_ids) > _CACHED_TEXTS:
                 self._text_ids.clear()

@@ -162,3 +162,23 @@ def test_an_id_beyond_the_table_without_a_row_is_refused() -> None:
 
 def test_derived_tables_are_not_saved() -> None:
     assert set(rows().state_dict()) == {"rows_in"}
+
+
+def test_existing_rows_are_taken_from_the_table() -> None:
+    big = torch.randn(USED + K + 2, D)
+    ids = vocab().new_ids
+    r = CoordRows(vocab(), big, None, init="existing", scale=3.0, kept_ids=ids[:-1].tolist())
+    assert torch.equal(r.rows_in[:-1], big[ids[:-1]])
+    assert not torch.equal(r.rows_in[-1], big[ids[-1]])  # a marker that the model did not have
+
+
+def test_without_new_tokens_everything_is_the_base_table() -> None:
+    base = table()
+    none = CoordVocab(np.zeros(0, dtype=np.int64), {"<|box|>": 7}, end_id=2, pad_id=0, image_id=5, num_ids=USED, new_markers=())
+    for head in (None, base.weight):
+        r = CoordRows(none, base.weight, head, init="digits", scale=1.0)
+        ids = torch.tensor([[3, 7, 299]])
+        assert torch.equal(r.embed(ids, base), base(ids))
+        assert torch.equal(r.columns(ids), ids)
+        assert torch.equal(r.token_ids(ids), ids)
+        assert not any(p.requires_grad for p in r.parameters())

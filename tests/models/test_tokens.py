@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.models.tiny import tiny_tokenizer
 from coordvlm.models.tokens import add_coord_tokens, coord_vocab
-from coordvlm.utils.errors import ContractError
+from coordvlm.utils.errors import ConfigError, ContractError
 from tests.tiny import COORD_TOKEN, MARKERS
 
 SETTINGS = {"num_bins": 1000, "coord_token": COORD_TOKEN, "markers": MARKERS}
@@ -79,3 +79,54 @@ def test_a_token_text_without_its_number_is_refused() -> None:
 def test_a_marker_that_is_a_coordinate_is_refused() -> None:
     with pytest.raises(ContractError, match="coordinate and marker tokens must have distinct ids"):
         added(markers=("<obj_start>", "<|coord_3|>"))
+
+
+def vocab_of(tokenizer: object, **changes: object) -> CoordVocab:
+    settings = {**SETTINGS, **changes}
+    lookup = {k: settings.pop(k) for k in ("init", "num_rows") if k in settings}
+    return coord_vocab(tokenizer, **settings, existing=add_coord_tokens(tokenizer, **settings), **lookup)
+
+
+def test_a_base_models_own_marker_keeps_its_row_and_a_new_one_gets_one() -> None:
+    v = vocab_of(tiny_tokenizer(600), markers=("<|box_start|>", "<obj_end>"), num_rows=700)
+    assert v.new_markers == ("<obj_end>",)
+    assert v.new_ids.tolist() == [*v.coord_ids.tolist(), v.marker_ids["<obj_end>"]]
+
+
+def test_a_marker_beyond_the_table_needs_a_row_although_the_tokenizer_knows_it() -> None:
+    tokenizer = tiny_tokenizer(600)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["<obj_start>"])
+    assert vocab_of(tokenizer, num_rows=rows).new_markers == MARKERS
+    assert vocab_of(tokenizer_with("<obj_start>"), num_rows=rows + 1).new_markers == ("<obj_end>",)
+
+
+def tokenizer_with(*tokens: str) -> object:
+    tokenizer = tiny_tokenizer(600)
+    tokenizer.add_tokens(list(tokens))
+    return tokenizer
+
+
+def test_coordinate_tokens_that_exist_are_not_taken_over_silently() -> None:
+    some = tokenizer_with("<|coord_5|>", "<|coord_6|>")
+    with pytest.raises(ConfigError, match=r"already has 2 of the 1000 coordinate tokens \(<\|coord_5\|> is id \d+\).*init=existing"):
+        vocab_of(some, init="fourier", num_rows=2000)
+
+
+def test_an_exported_model_is_trained_on_from_its_rows() -> None:
+    exported = tokenizer_with(*(COORD_TOKEN.format(k=k) for k in range(1000)), *MARKERS)
+    v = vocab_of(exported, init="existing", num_rows=2000)
+    assert v.new_markers == MARKERS
+    with pytest.raises(ConfigError, match="the table has 700 rows and a coordinate token is id"):
+        vocab_of(exported, init="existing", num_rows=700)
+    with pytest.raises(ConfigError, match="the tokenizer has 1 of the 1000"):
+        vocab_of(tokenizer_with("<|coord_5|>"), init="existing", num_rows=2000)
+
+
+def test_digits_need_no_token() -> None:
+    fresh = tiny_tokenizer(600)
+    before = len(fresh)
+    v = vocab_of(fresh, num_bins=0, coord_token=None, markers=("<|box_start|>",), num_rows=700)
+    assert len(fresh) == before
+    assert (v.num_bins, len(v.new_ids)) == (0, 0)
+    assert v.bins(np.arange(before)).max() == -1

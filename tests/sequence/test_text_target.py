@@ -99,7 +99,7 @@ def test_json_coord_is_json_once_its_tokens_are_numbers() -> None:
     target = ALL["json_coord"]()
     text = target.write(NASTY, np.arange(4 * len(NASTY)).reshape(-1, 4)).replace("<|coord_", "").replace("|>", "")
     assert [o["desc"] for o in json.loads(text)["objects"]] == NASTY
-    assert sum((o["bbox_2d"] for o in json.loads(text)["objects"]), []) == list(range(4 * len(NASTY)))
+    assert [n for o in json.loads(text)["objects"] for n in o["bbox_2d"]] == list(range(4 * len(NASTY)))
 
 
 def test_slots_of_json_coord_are_where_its_coordinate_tokens_are() -> None:
@@ -111,7 +111,9 @@ def test_slots_of_json_coord_are_where_its_coordinate_tokens_are() -> None:
 
 
 @pytest.mark.parametrize("name", list(ALL))
-@pytest.mark.parametrize(("desc", "rule"), [(" ", "must not be empty"), ("a<|im_end|>b", "control tokens"), ("<|box_end|>", "control tokens")])
+@pytest.mark.parametrize(
+    ("desc", "rule"), [(" ", "must not be empty"), ("a<|im_end|>b", "control tokens"), ("<|box_end|>", "control tokens")]
+)
 def test_what_cannot_be_described(name: str, desc: str, rule: str) -> None:
     with pytest.raises(DataError, match=rule) as error:
         ALL[name]().build(sample(["dog", desc]), epoch=0, model_size=(28, 28))
