@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 from coordvlm.contracts import Batch, Object, ResizeRule, Sample
 from coordvlm.coords.grid import Grid
@@ -15,6 +17,7 @@ from coordvlm.coords.vocab import CoordVocab
 from coordvlm.models.backbone import Backbone
 from coordvlm.models.coord_rows import CoordRows
 from coordvlm.models.tiny import tiny_qwen3vl, tiny_tokenizer
+from coordvlm.models.tiny_qwen2 import tiny_qwen2vl, tiny_qwen25vl
 from coordvlm.models.tokens import add_coord_tokens, coord_vocab
 from coordvlm.sequence.collate import SequenceEncoder
 from coordvlm.sequence.prompt import PromptBuilder
@@ -23,6 +26,7 @@ from coordvlm.sequence.target import ObjectsTarget
 MARKERS = ("<obj_start>", "<obj_end>")
 COORD_TOKEN = "<|coord_{k}|>"
 PATCH, MERGE = 8, 2
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @dataclass
@@ -60,37 +64,41 @@ def patchify(image: object, width: int, height: int, where: object) -> tuple[np.
     return np.ascontiguousarray(x.reshape(-1, 3, PATCH, PATCH)), (1, gh, gw)
 
 
+def tiny_hf(tokenizer: PreTrainedTokenizerFast, family: str, *, hidden: int = 32, **common: Any) -> Any:
+    """A random Hugging Face model of a family; ``common``: ``table_size, tied, seed``."""
+    sizes = {
+        "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "vision_width": 32,
+        "vision_mlp": 64, **common,
+    }  # fmt: skip
+    if family == "qwen3_vl":
+        tower = {"vision_depth": 2, "vision_heads": 2, "patch_size": PATCH, "merge_size": MERGE}
+        return tiny_qwen3vl(tokenizer, **sizes, **tower, position_grid=8, deepstack=[0], position_amplitude=0.5)
+    vision = {"depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": MERGE}
+    if family == "qwen2_vl":
+        return tiny_qwen2vl(tokenizer, **sizes, vision=vision)
+    return tiny_qwen25vl(tokenizer, **sizes, vision=vision, window_size=2 * PATCH * MERGE, full_attention_blocks=[1])
+
+
 def tiny(
-    *, tied: bool = True, table_size: int | None = None, seed: int = 0, freeze: Sequence[str] = (), hidden: int = 32, order: str = "scan"
+    *,
+    tied: bool = True,
+    table_size: int | None = None,
+    seed: int = 0,
+    freeze: Sequence[str] = (),
+    hidden: int = 32,
+    order: str = "scan",
+    family: str = "qwen3_vl",
+    checkpoint_every: int = 0,
 ) -> Tiny:
     """``table_size``: None puts some of the new ids inside the padded table and the rest beyond."""
     tokenizer = tiny_tokenizer(600)
     size = len(tokenizer) + 40 if table_size is None else table_size
     add_coord_tokens(tokenizer, num_bins=1000, coord_token=COORD_TOKEN, markers=MARKERS)
     vocab = coord_vocab(tokenizer, num_bins=1000, coord_token=COORD_TOKEN, markers=MARKERS)
-    hf = tiny_qwen3vl(
-        tokenizer,
-        table_size=size,
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        vision_width=32,
-        vision_depth=2,
-        vision_heads=2,
-        vision_mlp=64,
-        patch_size=PATCH,
-        merge_size=MERGE,
-        position_grid=8,
-        deepstack=[0],
-        tied=tied,
-        position_amplitude=0.5,
-        seed=seed,
-    )
+    hf = tiny_hf(tokenizer, family, hidden=hidden, table_size=size, tied=tied, seed=seed)
     head = None if tied else hf.lm_head.weight
     rows = CoordRows(vocab, hf.get_input_embeddings().weight, head, init="fourier", scale=1.0, seed=seed)
-    backbone = Backbone(hf, vocab, rows, image_mean=[0.5] * 3, image_std=[0.5] * 3, freeze=freeze)
+    backbone = Backbone(hf, vocab, rows, image_mean=[0.5] * 3, image_std=[0.5] * 3, freeze=freeze, checkpoint_every=checkpoint_every)
     grid = Grid("k999", 1000, 999)
     encoder = SequenceEncoder(
         PromptBuilder(tokenizer, vocab.image_id, text="Describe all objects.", class_list_text=" Classes: {names}."),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +21,14 @@ from transformers import PreTrainedModel
 
 from coordvlm.contracts import Batch, ModelOutput
 from coordvlm.coords.vocab import CoordVocab
+from coordvlm.models.checkpointing import set_checkpointing, suspended
 from coordvlm.models.coord_rows import CoordRows
 from coordvlm.models.head import full_logits, lse_and_target
+from coordvlm.models.loading import FAMILIES
 from coordvlm.models.vision import PixelNorm, specialise_for_stills
 from coordvlm.utils.errors import ConfigError
 
 NEEDS = frozenset({"text_nll", "text_lse", "text_coord_lse", "slot_logits", "slot_lse"})
-#: ``model_type`` of the configs this forward is tested with.
-FAMILIES = ("qwen3_vl",)
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,12 @@ class Backbone(nn.Module):
     """See the module docstring.
 
     Args:
-        hf_model: a ``Qwen3VLForConditionalGeneration``.
+        hf_model: a ``Qwen2VL``, ``Qwen2_5_VL`` or ``Qwen3VLForConditionalGeneration``.
         vocab: token ids of coordinates and markers.
         rows: the new-token rows (``coord_rows.CoordRows`` built for this model).
         image_mean, image_std: of the family's image processor.
         freeze: parts that do not train: any of ``vision``, ``merger``, ``language``.
+        checkpoint_every: gradient checkpointing of every n-th layer of the parts that train; 0: none.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Backbone(nn.Module):
         image_mean: Sequence[float],
         image_std: Sequence[float],
         freeze: Collection[str] = (),
+        checkpoint_every: int = 0,
     ) -> None:
         super().__init__()
         if hf_model.config.model_type not in FAMILIES:
@@ -71,6 +74,8 @@ class Backbone(nn.Module):
         self.pixel_norm = PixelNorm(image_mean, image_std)
         specialise_for_stills(hf_model.model.visual)
         self._freeze(frozenset(freeze))
+        hf_model.train()  # what from_pretrained returns is in eval mode, where the library checkpoints nothing
+        self.set_checkpointing(checkpoint_every)
 
     # ------------------------------------------------------------------ parts
     @property
@@ -103,6 +108,13 @@ class Backbone(nn.Module):
             modules["language"].requires_grad_(False)
             if not self.tied:
                 self.hf.lm_head.requires_grad_(False)
+
+    def set_checkpointing(self, every: int) -> int:
+        """Gradient checkpointing of every n-th language layer, and vision block if the tower trains; 0: none. Returns how many."""
+        self.checkpoint_every = every
+        visual = self.hf.model.visual
+        blocks_train = any(p.requires_grad for p in visual.blocks.parameters())
+        return set_checkpointing(self.hf.model.language_model.layers, every) + set_checkpointing(visual.blocks, every if blocks_train else 0)
 
     # ---------------------------------------------------------------- forward
     def image_features(self, pixels: Tensor, grid_thw: Tensor) -> ImageFeatures:
@@ -140,15 +152,17 @@ class Backbone(nn.Module):
                 mask = torch.zeros(flat.shape[0], dtype=torch.bool, device=flat.device)
                 mask[image_pos] = True
                 extra = {"visual_pos_masks": mask.view(input_ids.shape), "deepstack_visual_embeds": list(features.deepstack)}
-        out = self.hf.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=position_ids,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            return_dict=True,
-            **extra,
-        )
+        language = self.hf.model.language_model
+        with nullcontext() if cache is None or not self.checkpoint_every else suspended(language.layers):
+            out = language(
+                inputs_embeds=embeds,
+                position_ids=position_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                return_dict=True,
+                **extra,
+            )
         return out.last_hidden_state  # type: ignore[no-any-return]
 
     def forward(self, batch: Batch, needs: Collection[str], features: ImageFeatures | None = None) -> ModelOutput:

@@ -157,8 +157,7 @@ def tiny_qwen3vl(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
-    generation = model.generation_config
-    generation.eos_token_id, generation.pad_token_id = ids["<|im_end|>"], ids["<|endoftext|>"]
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = ids["<|im_end|>"], ids["<|endoftext|>"]
     if position_amplitude > 0:
         table: nn.Embedding = model.model.visual.pos_embed
         with torch.no_grad():
@@ -187,7 +186,7 @@ def load_tiny(
     """
     tokenizer = tiny_tokenizer(tokenizer_size, extra_words)
     hf = tiny_qwen3vl(tokenizer, table_size=len(tokenizer) + padded_rows, patch_size=patch_size, merge_size=merge_size, **sizes)
-    return LoadedModel(hf, tokenizer, patch_size, merge_size, tuple(image_mean), tuple(image_std))
+    return LoadedModel(hf, tokenizer, patch_size, merge_size, tuple(image_mean), tuple(image_std), source="tiny, random weights")
 
 
 def smooth_positions(side: int, width: int) -> Tensor:

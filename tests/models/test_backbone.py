@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from tests.tiny import PATCH, Tiny, hf_inputs, random_sample, tiny
+from coordvlm.models.checkpointing import parse_checkpointing
+from coordvlm.utils.errors import ConfigError
+from tests.tiny import FAMILIES, PATCH, Tiny, hf_inputs, random_sample, tiny
 
 CASES = {
     "tied, ids inside and beyond": {},
@@ -16,9 +22,14 @@ CASES = {
 }
 
 
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(params=CASES, ids=list(CASES))
-def model(request: pytest.FixtureRequest) -> Tiny:
-    t = tiny(**CASES[request.param])
+def model(request: pytest.FixtureRequest, family: str) -> Tiny:
+    t = tiny(**CASES[request.param], family=family)
     with torch.no_grad():  # make the rows differ from their smooth start
         for p in t.backbone.rows.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
@@ -109,8 +120,73 @@ def test_empty_rows_keep_the_graph(missing: str) -> None:
     assert (missing == "slot") == (len(batch.slot_bin) == 0)
 
 
-def test_a_frozen_tower_builds_no_graph() -> None:
-    t = tiny(freeze=("vision", "merger"))
+class Backwards(TorchDispatchMode):
+    """Names of the operations that the backward runs on tensors of the vision tower's width."""
+
+    def __init__(self, patches: int) -> None:
+        super().__init__()
+        self.patches, self.seen = patches, []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.seen += [str(func) for x in tree_leaves(out) if isinstance(x, torch.Tensor) and x.ndim and x.shape[0] == self.patches]
+        return out
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 1])
+def test_a_frozen_tower_runs_no_backward(family: str, checkpoint_every: int) -> None:
+    """Gradient checkpointing, as the library switches it on, gives the frozen tower of two families a graph and a whole backward."""
+    sides = ((48, 32), (32, 32), (96, 64))
+    for frozen in (True, False):
+        t = tiny(family=family, freeze=("vision", "merger") if frozen else (), checkpoint_every=checkpoint_every)
+        batch = t.batch(sides=sides)
+        loss = t.backbone(batch, {"text_nll"}).text_nll.sum()
+        with Backwards(len(batch.pixels)) as backwards:
+            loss.backward()
+        assert bool(backwards.seen) != frozen
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("freeze", [(), ("vision",), ("vision", "merger")])
+def test_gradient_checkpointing_changes_no_gradient(family: str, every: int, freeze: tuple[str, ...]) -> None:
+    found = []
+    for checkpoint_every in (0, every):
+        t = tiny(family=family, freeze=freeze, checkpoint_every=checkpoint_every)
+        out = t.backbone(t.batch(seed=2), {"text_nll", "slot_lse"})
+        (out.text_nll.sum() + out.slot_lse.sum()).backward()
+        found.append({n: p.grad for n, p in t.backbone.named_parameters()})
+    assert {n for n, g in found[0].items() if g is None} == {n for n, g in found[1].items() if g is None}
+    for name, grad in found[0].items():
+        if grad is not None:
+            torch.testing.assert_close(grad, found[1][name], msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_checkpointing_computes_the_chosen_layers_twice_and_no_other() -> None:
+    t = tiny(freeze=("vision",), checkpoint_every=2)
+    layers = [*t.backbone.hf.model.language_model.layers, *t.backbone.hf.model.visual.blocks]
+    runs = [0] * len(layers)
+    for i, layer in enumerate(layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1))
+    t.backbone(t.batch(), {"text_nll"}).text_nll.sum().backward()
+    assert runs == [2, 1, 1, 1]  # language layers 0 and 1, then the frozen tower's blocks
+    assert (t.backbone.set_checkpointing(1), t.backbone.set_checkpointing(0)) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "every"), [("off", 0), (False, 0), (None, 0), (0, 0), (True, 1), (1, 1), ("3", 3), (2, 2), ("auto", "auto")]
+)
+def test_checkpointing_is_read_as_yaml_and_the_command_line_write_it(value: object, every: object) -> None:
+    assert parse_checkpointing(value) == every
+
+
+@pytest.mark.parametrize("value", [-1, "sometimes", 1.5])
+def test_a_senseless_checkpointing_is_refused(value: object) -> None:
+    with pytest.raises(ConfigError, match="off, auto or a whole number"):
+        parse_checkpointing(value)
+
+
+def test_a_frozen_tower_builds_no_graph(family: str) -> None:
+    t = tiny(freeze=("vision", "merger"), family=family)
     features = t.backbone.image_features(t.batch().pixels, t.batch().image_grid_thw)
     assert not features.tokens.requires_grad
     assert not any(x.requires_grad for x in features.deepstack)
@@ -119,20 +195,21 @@ def test_a_frozen_tower_builds_no_graph() -> None:
     assert t.backbone.rows.rows_in.grad is not None
 
 
-def test_freezing_the_tower_leaves_the_merger_training() -> None:
-    t = tiny(freeze=("vision",))
+def test_freezing_the_tower_leaves_the_merger_training(family: str) -> None:
+    t = tiny(freeze=("vision",), family=family)
     t.backbone(t.batch(), {"text_nll"}).text_nll.sum().backward()
     names = {n for n, p in t.backbone.hf.model.visual.named_parameters() if p.grad is not None}
     assert names
     assert all(n.startswith(("merger.", "deepstack_merger_list.")) for n in names)
 
 
-def test_cached_features_give_the_same_output() -> None:
-    t = tiny()
+def test_cached_features_give_the_same_output(family: str) -> None:
+    t = tiny(family=family)
     batch = t.batch()
     with torch.no_grad():
         features = t.backbone.image_features(batch.pixels, batch.image_grid_thw)
         a, b = t.backbone(batch, {"text_nll"}), t.backbone(batch, {"text_nll"}, features=features)
+    assert len(features.deepstack) == (family == "qwen3_vl")
     assert torch.equal(a.text_nll, b.text_nll)
 
 
@@ -158,8 +235,8 @@ def test_unknown_needs_and_freeze_parts_are_named() -> None:
         tiny(freeze=("visoin",))
 
 
-def test_bf16_keeps_rows_and_outputs_float32() -> None:
-    t = tiny()
+def test_bf16_keeps_rows_and_outputs_float32(family: str) -> None:
+    t = tiny(family=family)
     t.backbone.hf.to(torch.bfloat16)
     out = t.backbone(t.batch(), {"text_nll", "slot_logits", "slot_lse"})
     assert {out.text_nll.dtype, out.slot_logits.dtype, out.slot_lse.dtype, t.backbone.rows.rows_in.dtype} == {torch.float32}

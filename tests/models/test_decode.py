@@ -9,7 +9,7 @@ import torch
 from coordvlm.models.decode import GreedyDecoder
 from coordvlm.sequence.grammar import ObjectsGrammar
 from coordvlm.sequence.parse import ObjectsParser
-from tests.tiny import MARKERS, PATCH, Tiny, hf_inputs, tiny
+from tests.tiny import FAMILIES, MARKERS, PATCH, Tiny, hf_inputs, tiny
 
 SIDES = ((48, 32), (32, 32), (32, 64), (16, 16), (64, 64))
 
@@ -45,10 +45,11 @@ def noisy(seed: int, **kwargs: object) -> Tiny:
     return t
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("tied", [True, False])
-def test_tokens_equal_generate(seed: int, tied: bool) -> None:
-    t = noisy(seed, tied=tied)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_equal_generate(seed: int, tied: bool, family: str) -> None:
+    t = noisy(seed, tied=tied, family=family)
     batch = t.batch(seed=seed, counts=(2, 0, 1, 1, 3), sides=SIDES)
     mine = decoder(t, grammar=False).decode(batch)
     hf = t.backbone.to_hf()
@@ -69,6 +70,16 @@ def test_tokens_equal_generate(seed: int, tied: bool) -> None:
             pad_token_id=t.vocab.pad_id,
         )[0, length:].numpy()
         np.testing.assert_array_equal(got.token_ids, out)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointed_layers_keep_their_cache_while_decoding(family: str) -> None:
+    """The library drops the cache of a layer that is checkpointed in training mode."""
+    plain, checkpointed = noisy(0, family=family), noisy(0, family=family, checkpoint_every=1)
+    assert checkpointed.backbone.hf.training
+    for a, b in zip(*(decoder(t, grammar=False).decode(t.batch()) for t in (plain, checkpointed)), strict=True):
+        np.testing.assert_array_equal(a.token_ids, b.token_ids)
+        np.testing.assert_array_equal(a.logprob, b.logprob)
 
 
 def test_rows_leave_when_done_and_the_others_go_on() -> None:

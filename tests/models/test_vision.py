@@ -8,26 +8,24 @@ import pytest
 import torch
 from torch import nn
 
-from coordvlm.models.tiny import tiny_qwen3vl, tiny_tokenizer
+from coordvlm.models import vision
+from coordvlm.models.tiny import tiny_tokenizer
 from coordvlm.models.vision import BatchedVisionAttention, PixelNorm, StillPatchEmbed, specialise_for_stills
+from tests.tiny import FAMILIES, PATCH, tiny_hf
 
-PATCH = 8
 GRIDS = {
     "ragged": [(1, 4, 6), (1, 2, 2), (1, 2, 8)],
     "equal": [(1, 4, 4)] * 3,
     "runs": [(1, 2, 4), (1, 4, 2), (1, 6, 6)],
+    "alternating": [(1, 4, 4), (1, 2, 2), (1, 4, 4), (1, 2, 2)],
     "one": [(1, 4, 6)],
+    "many windows": [(1, 10, 14), (1, 4, 4), (1, 12, 6), (1, 10, 14)],
 }
 
 
-@pytest.fixture(scope="module")
-def towers() -> tuple[nn.Module, nn.Module]:
-    tokenizer = tiny_tokenizer(600)
-    model = tiny_qwen3vl(
-        tokenizer, table_size=700, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, vision_width=32,
-        vision_depth=3, vision_heads=2, vision_mlp=64, patch_size=PATCH, merge_size=2, position_grid=8, deepstack=[0], tied=True,
-        position_amplitude=0.5,
-    )  # fmt: skip
+@pytest.fixture(scope="module", params=FAMILIES)
+def towers(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module]:
+    model = tiny_hf(tiny_tokenizer(600), request.param, table_size=700, tied=True)
     with torch.no_grad():  # beyond the library's 0.02, so that attention is not flat
         for p in model.model.visual.parameters():
             if p.ndim >= 2:
@@ -57,13 +55,62 @@ def test_the_tower_equals_the_library(towers: tuple[nn.Module, nn.Module], name:
         a = mine(x.flatten(1), grid_thw=grid, return_dict=True)
         b = theirs(doubled(x), grid_thw=grid, return_dict=True)
     torch.testing.assert_close(a.pooler_output, b.pooler_output, atol=2e-5, rtol=1e-4)
-    assert len(a.deepstack_features) == len(b.deepstack_features) == 1
-    torch.testing.assert_close(a.deepstack_features[0], b.deepstack_features[0], atol=2e-5, rtol=1e-4)
+    if hasattr(theirs, "deepstack_merger_list"):
+        assert len(a.deepstack_features) == len(b.deepstack_features) == 1
+        torch.testing.assert_close(a.deepstack_features[0], b.deepstack_features[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["equal", "many windows"])
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_library(towers: tuple[nn.Module, nn.Module], name: str) -> None:
+    mine, theirs = towers
+    grid = torch.tensor(GRIDS[name])
+    x = patches(grid)
+    with torch.no_grad():
+        exact = theirs(doubled(x), grid_thw=grid, return_dict=True).pooler_output
+        a = copy.deepcopy(mine).bfloat16()(x.flatten(1), grid_thw=grid, return_dict=True).pooler_output
+        b = copy.deepcopy(theirs).bfloat16()(doubled(x), grid_thw=grid, return_dict=True).pooler_output
+    assert a.dtype == torch.bfloat16
+    error, reference = ((y.float() - exact).square().mean().sqrt() for y in (a, b))
+    assert float(error) <= 1.25 * float(reference)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_attention_runs_once_per_length_and_bounds_are_read_once_per_forward(
+    towers: tuple[nn.Module, nn.Module], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, _ = towers
+    windowed = hasattr(mine, "fullatt_block_indexes")
+    grid = torch.tensor(GRIDS[name])
+    made: list[vision._Plan] = []
+    make = vision._make_plan
+    monkeypatch.setattr(vision, "_make_plan", lambda bounds: made.append(make(bounds)) or made[-1])
+    with torch.no_grad():
+        mine(patches(grid).flatten(1), grid_thw=grid, return_dict=True)
+    assert len(made) == (2 if windowed else 1)
+    for plan in made:
+        lengths = [length for _, length in plan.runs]
+        assert len(set(lengths)) == len(lengths)
+        assert sum(n * length for n, length in plan.runs) == int(grid.prod(-1).sum())
+
+
+@pytest.mark.parametrize("attention", ["eager", "flash_attention_2"])
+def test_other_attention_stays_the_library_own(towers: tuple[nn.Module, nn.Module], attention: str) -> None:
+    tower = copy.deepcopy(towers[1])
+    tower.config._attn_implementation = attention  # flash attention itself needs a GPU
+    own = [block.attn for block in tower.blocks]
+    specialise_for_stills(tower)
+    assert [block.attn for block in tower.blocks] == own
+    assert isinstance(tower.patch_embed, StillPatchEmbed)
+    if attention == "eager":
+        grid = torch.tensor(GRIDS["ragged"])
+        with torch.no_grad():
+            a, b = (t(patches(grid).flatten(1), grid_thw=grid, return_dict=True).pooler_output for t in (tower, towers[0]))
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
 def test_the_gradients_equal_the_library(towers: tuple[nn.Module, nn.Module]) -> None:
     mine, theirs = towers
-    grid = torch.tensor(GRIDS["ragged"])
+    grid = torch.tensor(GRIDS["many windows"])
     x = patches(grid)
     for tower, pixels in ((mine, x.flatten(1)), (theirs, doubled(x))):
         tower.zero_grad()
