@@ -36,6 +36,7 @@ class CoordCE(LossTerm):
 
     needs: ClassVar[frozenset[str]] = frozenset({"slot_logits", "slot_lse"})
     items: ClassVar[str] = "slot"
+    token_ce: ClassVar[bool] = True
 
     def forward(self, slots: Slots) -> TermOutput:
         return self.summed(coord_ce(slots.slot_logits, slots.slot_lse, slots.slot_bin), slots)

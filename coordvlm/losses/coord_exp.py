@@ -46,7 +46,7 @@ class CoordExp(nn.Module):
             raise ConfigError(f"loss.decode.temperature must be finite and above 0, got {temperature!r}")
         if window < 0:
             raise ConfigError(f"loss.decode.window must be at least 0, got {window!r}")
-        if not 1 <= top_k <= grid.num_bins:
+        if grid.num_bins and not 1 <= top_k <= grid.num_bins:  # coordinates in digits have no bins, and nothing to decode
             raise ConfigError(f"loss.decode.top_k must lie in [1, {grid.num_bins}], got {top_k!r}")
         self.grid, self.read, self.temperature, self.window, self.top_k = grid, read, float(temperature), window, top_k
         # Integers survive `module.to(bfloat16)`; bin values as a float buffer would lose all but 8 bits there.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 from coordvlm.contracts.batch import Batch
 from coordvlm.contracts.output import TermOutput
 from coordvlm.losses.slots import ITEMS, Slots
+from coordvlm.utils.errors import ConfigError
+
+#: Fields of ``ModelOutput`` that come from coordinate tokens or their columns.
+COORDINATE_FIELDS = frozenset({"slot_logits", "slot_lse", "text_coord_lse"})
 
 
 class LossTerm(nn.Module):
@@ -20,12 +25,20 @@ class LossTerm(nn.Module):
         items: what is summed: ``text`` rows, coordinate ``slot`` s or ``box`` es.
         subset: a name when only some of those items count (then override ``count``); None when all do.
         decodes: whether ``forward`` reads ``slots.coords``, ``slots.boxes`` or ``slots.true_boxes``.
+        token_ce: whether it is the cross-entropy of tokens over the whole vocabulary and nothing else. Such terms are one loss
+            whatever the tokens stand for, so it survives where coordinates are ordinary text (``WeightedSum.without_slots``).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     items: ClassVar[str]
     subset: ClassVar[str | None] = None
     decodes: ClassVar[bool] = False
+    token_ce: ClassVar[bool] = False
+
+    @property
+    def reads_coordinates(self) -> bool:
+        """Whether it reads coordinate tokens, which formats in digits do not have."""
+        return self.items in ("slot", "box") or self.decodes or bool(self.needs & COORDINATE_FIELDS)
 
     @property
     def group(self) -> str:
@@ -45,3 +58,28 @@ class LossTerm(nn.Module):
         A term with a ``subset`` that drops rows builds its own ``TermOutput``.
         """
         return TermOutput(sum=loss.sum(), logs=logs or {}, per_item=loss.detach(), item_sample=slots.sample_of(self.items))
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def positive(term: str, name: str, value: float) -> float:
+    """``value`` if it is a finite number above 0, else a ``ConfigError`` that names the term's setting."""
+    if not _number(value) or value <= 0:
+        raise ConfigError(f"loss term {term}: {name} must be a finite number above 0, got {value!r}")
+    return float(value)
+
+
+def at_least(term: str, name: str, value: int, low: int) -> int:
+    """``value`` if it is an integer >= ``low``, else a ``ConfigError``."""
+    if not _number(value) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"loss term {term}: {name} must be an integer of at least {low}, got {value!r}")
+    return value
+
+
+def one_of(term: str, name: str, value: str, choices: Iterable[str]) -> str:
+    """``value`` if it is one of ``choices``, else a ``ConfigError``."""
+    if value not in choices:
+        raise ConfigError(f"loss term {term}: {name} must be one of {', '.join(choices)}, got {value!r}")
+    return value

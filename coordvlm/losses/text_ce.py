@@ -18,6 +18,7 @@ class TextCE(LossTerm):
 
     needs: ClassVar[frozenset[str]] = frozenset({"text_nll"})
     items: ClassVar[str] = "text"
+    token_ce: ClassVar[bool] = True
 
     def forward(self, slots: Slots) -> TermOutput:
         return self.summed(upcast(slots.text_nll), slots)

@@ -113,7 +113,7 @@ class WeightedSum(nn.Module):
                 raise ConfigError(f"loss term {name!r} needs {unknown}, which no model gives; known: {sorted(_OUTPUT_FIELDS)}")
             if term.decodes and decode is None:
                 raise ConfigError(f"loss term {name!r} reads decoded coordinates, but the recipe has no `decode`")
-        self.decode = decode
+        self.decode, self.average = decode, average
 
     def _term(self, name: str) -> LossTerm:
         return cast(LossTerm, self.terms[name])
@@ -135,6 +135,33 @@ class WeightedSum(nn.Module):
         for name, term in self._parts():
             if missing := sorted(set(term.needs) - set(available)):
                 raise ConfigError(f"loss term {name!r} needs {missing}, which {who} does not give; it gives {sorted(available)}")
+
+    def without_slots(self, *, format: str) -> WeightedSum:
+        """This recipe for a sequence ``format`` that writes coordinates as ordinary text, where no coordinate token exists.
+
+        Cross-entropy of coordinate tokens and of text in one mean with one weight (``ce``) is the mean over all supervised
+        tokens. That is the loss of such a format, too: there every token is text, so the coordinate term just falls away, and
+        with it the monitors that read coordinates. Any other term on coordinates would be lost without a word; it is refused.
+
+        Raises:
+            ConfigError: naming the term and the format.
+        """
+        text = {(self.groups[n], w) for n, w in self.weights.items() if self._term(n).token_ce and not self._term(n).reads_coordinates}
+        lost = [n for n in self.weights if self._term(n).reads_coordinates]
+        split = [n for n in lost if self._term(n).token_ce and (self.groups[n], self.weights[n]) not in text]
+        if other := [n for n in lost if not self._term(n).token_ce]:
+            raise ConfigError(
+                f"loss term {other[0]!r} reads coordinate tokens, but sequence.format={format} writes coordinates as digits; use loss=ce"
+            )
+        if split:
+            raise ConfigError(
+                f"loss term {split[0]!r} weighs coordinate tokens apart from text, but sequence.format={format} writes coordinates as "
+                "digits; use loss=ce loss.average=token with equal weights"
+            )
+        kept = {n: Weighted(self._term(n), w, self.groups[n]) for n, w in self.weights.items() if n not in lost}
+        watching = {n: cast(LossTerm, term) for n, term in self.monitors.items()}
+        monitors = {n: Weighted(term, 1.0) for n, term in watching.items() if not term.reads_coordinates}
+        return WeightedSum(kept, average=self.average, decode=None, monitors=monitors)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Items per normaliser group of one micro-batch, from labels. Terms on the same items are counted once.
