@@ -146,7 +146,8 @@ def _first_batch(cfg: DictConfig, experiment: Experiment, run_dir: Path, record:
     batch = model.encoder.collate(encoded)
     with record.time("first_batch"):
         pages, checks = batch_inspector.inspect_batch(
-            run_dir / "first_batch.html", batch, samples, model.target, model.vocab, model.contract, images.frame
+            run_dir / "first_batch.html", batch, samples, model.target, model.vocab, model.contract, images.frame,
+            parser=experiment.module.parser,
         )
     if cfg.inspect:
         render_batch_text(pages, Console(), checks=checks)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from coordvlm.contracts import COORD, END, MARKER, TEXT, Batch, Contract, Sample
+from coordvlm.contracts import COORD, END, MARKER, TEXT, Batch, Contract, Decoded, Parser, Sample
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.reports.inspect_page import KINDS, BatchPage, Check, Token, slot_rows, write_batch_page
 from coordvlm.sequence.target import Target
@@ -57,6 +57,33 @@ def check_batch(
         Check("slots found from ids alone equal the batch's", not wrong_index, _list(wrong_index)),
         Check("every coordinate is inside the image", bool(((batch.slot_value >= 0) & (batch.slot_value <= 1)).all())),
     ]
+
+
+def check_read_back(
+    batch: Batch, samples: Mapping[int | str, Sample], target: Target, parser: Parser, contract: Contract, *, epoch: int
+) -> Check:
+    """The answers, as if the model had emitted them, parsed: the same descriptions, every corner within one step of its truth."""
+    wrong, worst = [], 0.0
+    for b, sample_id in enumerate(batch.ids):
+        sample, seen = samples[sample_id], model_size(batch, b, contract)
+        objects = target.build(sample, epoch=epoch, model_size=seen).objects
+        ids = batch.input_ids[b, int(batch.prompt_lengths[b]) : int(batch.lengths[b])].numpy()
+        bins = target.vocab.bins(ids)
+        values = (np.maximum(bins, 0) / max(contract.scale, 1)).astype(np.float32)
+        ones = np.ones(len(bins), dtype=np.float32)
+        emitted = Decoded(sample_id, ids, ones * 0, bins, values, values, ones, truncated=False, seconds=0.0, model_size=seen)
+        found = parser.parse(emitted, size=batch.sizes[b], readout="argmax").kept
+        if [r.desc for r in found] != [o.desc.strip() for o in objects]:
+            wrong.append(sample_id)
+            continue
+        step = np.tile([1 / contract.scale] * 2 if contract.scale else [1 / seen[0], 1 / seen[1]], 2)
+        true = np.asarray([o.box_xyxy_px for o in objects], dtype=np.float64).reshape(-1, 4)
+        read = np.asarray([r.box_xyxy_px for r in found], dtype=np.float64).reshape(-1, 4)
+        error = np.abs(read - true) / np.tile(batch.sizes[b], 2) / step
+        worst = max(worst, float(error.max(initial=0)))
+        if (error > 1 + 1e-6).any():
+            wrong.append(sample_id)
+    return Check("answers read back give the true boxes", not wrong, _list(wrong) or f"largest error {worst:.2f} of a step")
 
 
 def model_size(batch: Batch, b: int, contract: Contract) -> tuple[int, int]:
@@ -115,6 +142,7 @@ def inspect_batch(
     contract: Contract,
     load_image: Any,
     *,
+    parser: Parser,
     epoch: int = 0,
     limit: int = 8,
 ) -> tuple[list[BatchPage], list[Check]]:
@@ -124,6 +152,7 @@ def inspect_batch(
         ContractError: an assertion failed; the page shows which.
     """
     checks = check_batch(batch, samples, target, vocab, contract, epoch=epoch)
+    checks.append(check_read_back(batch, samples, target, parser, contract, epoch=epoch))
     pages = batch_pages(batch, samples, target, contract, load_image, limit=limit, epoch=epoch)
     write_batch_page(path, pages, checks=checks, contract=contract)
     if failed := [c for c in checks if not c.ok]:

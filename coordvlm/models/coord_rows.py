@@ -133,11 +133,13 @@ def initial_rows(
     if init == "existing":
         rows[kept[0]] = table_VD[kept[1]].float()
         return rows  # type: ignore[no-any-return]
+    if not num_bins:
+        return rows
     if init == "mean":
         rows[:num_bins] = unit_rms(used.mean(0)) * norm / math.sqrt(width) + 0.1 * noise[:num_bins]
     elif init == "fourier":
         rows[:num_bins] = unit_rms(smooth_rows(num_bins, width, generator)) * norm / math.sqrt(width)
-    elif num_bins:
+    else:
         if not digit_ids or len(digit_ids) != 10:
             raise ConfigError("init=digits needs the tokenizer's ids of the digits 0-9; use init=fourier or mean")
         digits = table_VD[torch.as_tensor(digit_ids)].float()

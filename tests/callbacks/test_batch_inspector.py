@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from coordvlm.callbacks.batch_inspector import check_batch, inspect_batch
+from coordvlm.callbacks.batch_inspector import check_batch, check_read_back, inspect_batch
 from coordvlm.contracts import Batch, Contract, ResizeRule
+from coordvlm.coords.grid import Grid
+from coordvlm.reports.inspect_page import Check
+from coordvlm.sequence.parse import ObjectsParser
 from coordvlm.utils.errors import ContractError
 from tests.tiny import COORD_TOKEN, MARKERS, MERGE, PATCH, Tiny, random_sample, tiny
 
@@ -38,6 +41,26 @@ def model() -> Tiny:
 @pytest.fixture(scope="module")
 def batch(model: Tiny) -> Batch:
     return model.encoder.collate([model.encoder.encode(s, epoch=0) for s in SAMPLES.values()])
+
+
+def parser(model: Tiny, grid: Grid | None = None) -> ObjectsParser:
+    return ObjectsParser(model.tokenizer, model.vocab, grid or model.grid, start=MARKERS[0], end=MARKERS[1], score="one")
+
+
+def test_answers_read_back_give_the_true_boxes_and_a_planted_convention_does_not(model: Tiny, batch: Batch) -> None:
+    def read(given: Batch, **changes: object) -> Check:
+        settings = {"parser": parser(model), **changes}
+        return check_read_back(given, SAMPLES, model.encoder.target, settings["parser"], CONTRACT, epoch=0)
+
+    assert read(batch).ok
+    assert "of a step" in read(batch).detail
+    assert not read(replace(batch, sizes=tuple((h, w) for w, h in batch.sizes))).ok
+    ids = batch.input_ids.clone()
+    at = int(batch.slot_row[0]) + 1
+    ids.view(-1)[[at, at + 1]] = ids.view(-1)[[at + 1, at]]
+    wrong = read(replace(batch, input_ids=ids))
+    assert not wrong.ok
+    assert str(batch.ids[0]) in wrong.detail
 
 
 def failed(batch: Batch, model: Tiny) -> set[str]:
@@ -112,7 +135,7 @@ def test_one_wrong_field_fails_the_checks_that_guard_it(
 
 def test_the_page_is_written_and_a_wrong_batch_stops_the_run(model: Tiny, batch: Batch, tmp_path: Path) -> None:
     def run(name: str, given: Batch) -> str:
-        inspect_batch(tmp_path / name, given, SAMPLES, model.encoder.target, model.vocab, CONTRACT, lambda s: s.image, limit=2)
+        inspect_batch(tmp_path / name, given, SAMPLES, model.encoder.target, model.vocab, CONTRACT, lambda s: s.image, parser=parser(model), limit=2)
         return (tmp_path / name).read_text()
 
     page = run("right.html", batch)

@@ -176,7 +176,7 @@ def test_without_new_tokens_everything_is_the_base_table() -> None:
     base = table()
     none = CoordVocab(np.zeros(0, dtype=np.int64), {"<|box|>": 7}, end_id=2, pad_id=0, image_id=5, num_ids=USED, new_markers=())
     for head in (None, base.weight):
-        r = CoordRows(none, base.weight, head, init="digits", scale=1.0)
+        r = CoordRows(none, base.weight, head, init="fourier", scale=1.0)
         ids = torch.tensor([[3, 7, 299]])
         assert torch.equal(r.embed(ids, base), base(ids))
         assert torch.equal(r.columns(ids), ids)
