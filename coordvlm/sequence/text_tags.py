@@ -1,0 +1,125 @@
+"""Boxes between marker tokens, ``<|object_ref_start|>desc<|object_ref_end|><|box_start|>(x1,y1),(x2,y2)<|box_end|>``, and the like."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+from coordvlm.sequence.lenient_json import END_TOKENS, Leaf
+from coordvlm.sequence.raw_record import NO_DESC, Desc, RawRecord, Style, clean, make_raw, number_groups
+
+QWEN2_REF, QWEN2_BOX = ("<|object_ref_start|>", "<|object_ref_end|>"), ("<|box_start|>", "<|box_end|>")
+#: Other models' markers: Qwen-VL, InternVL, MiniCPM-V; DeepSeek-VL2.
+OTHER_REF = (("<ref>", "</ref>"), ("<|ref|>", "<|/ref|>"))
+OTHER_BOX = (("<box>", "</box>"), ("<|det|>", "<|/det|>"))
+#: PaliGemma: y1 x1 y2 x2, label, ``;``. Molmo: <point x= y= alt=>.
+LOC = re.compile(r"(?:<loc[0-9]{4}>)++")
+LOC_LABEL = re.compile(r"[^<;\n]*+")
+XML_POINT = re.compile(r"<points?\s([^<>]*+)>")
+XML_ATTRIBUTE = re.compile(r"""\b([xy])([0-9]{0,3})\s?=\s?["']?([0-9.]++)|\balt\s?=\s?["]([^"]*+)""")
+SEPARATED = re.compile(r"[\s,;]*+")
+
+
+class TagReader:
+    """Reads regions between marker tokens; ``at`` says where one begins.
+
+    Args:
+        style: None reads the markers of other models, too.
+    """
+
+    def __init__(self, text: str, *, style: Style | None, coord_token: str) -> None:
+        self.text, self.style, self.coord_token = text, style, coord_token
+        others = style is None
+        self.refs = dict((QWEN2_REF, *OTHER_REF) if others else (QWEN2_REF,))
+        self.boxes = dict((QWEN2_BOX, *OTHER_BOX) if others else (QWEN2_BOX,))
+        self.opening = (*self.refs, *self.boxes)
+        self.closing = (*self.refs.values(), *self.boxes.values())
+        self._tags = re.compile("|".join(map(re.escape, (*self.opening, *self.closing, *END_TOKENS))))
+        self.records: list[RawRecord] = []
+        self.truncated = False
+        self._desc, self._desc_start, self._desc_end, self._used, self._ref_closed = NO_DESC, 0, -1, True, True
+
+    def read(self, pos: int) -> int:
+        """Read the region whose opening marker stands at ``pos``; the position after it."""
+        opening = self._tags.match(self.text, pos)
+        assert opening is not None
+        tag, start = opening.group(), opening.end()
+        following = self._tags.search(self.text, start)
+        end = following.start() if following else len(self.text)
+        self.truncated |= following is None
+        closer = self.refs.get(tag) or self.boxes[tag]
+        closed = following is not None and following.group() == closer
+        after = following.end() if closed and following else end
+        if tag in self.refs:
+            self.finish()
+            broken = following is None
+            desc = "" if broken else clean(self.text[start:end])
+            self._desc, self._desc_start, self._desc_end, self._used = Desc(desc, (start, end), broken), pos, after, False
+            self._ref_closed = closed
+        else:
+            self._box(pos, start, end, after, closed)
+        return after
+
+    def finish(self) -> None:
+        """A description without a box is a broken record of this style; other models name things in passing."""
+        if self.style is not None and not self._used:
+            span = (self._desc_start, self._desc_end)
+            self.records.append(make_raw([], self._desc, style=self.style, form="tag", span=span, regular=False))
+        self._used = True
+
+    def _box(self, pos: int, start: int, end: int, after: int, closed: bool) -> None:
+        near = self._desc_end >= 0 and SEPARATED.fullmatch(self.text, self._desc_end, pos) is not None
+        if not near:
+            self.finish()
+        desc = self._desc if near else NO_DESC
+        content = self.text[start:end].strip()
+        if self.style is None and content in ("", "None", "[]", "[[]]"):
+            self._used = True  # the class was looked for and is absent
+            return
+        groups = number_groups(self.text, start, end, self.coord_token) or [[]]
+        first = self._desc_start if near and not self._used else pos
+        plain = closed and (not near or self._ref_closed)
+        make = partial(make_raw, style=self.style, form="tag")
+        if self.style is not None:
+            pairs = re.fullmatch(r"\([^()]*+\),\s?\([^()]*+\)", content) is not None
+            elements: list[Leaf] = [e for g in groups for e in g]  # one box a region, whatever the brackets
+            if content or desc is not NO_DESC:
+                self.records.append(make(elements, desc, span=(first, after), regular=plain and pairs))
+        else:
+            for i, elements in enumerate(groups):
+                self.records.append(make(elements, desc, span=(first if i == 0 else pos, after), regular=plain))
+        self._used = True
+        if near:
+            self._desc_end = after  # another box of the same description may follow
+
+
+def loc_record(text: str, m: re.Match[str]) -> tuple[RawRecord, int]:
+    """``<loc0100><loc0200><loc0300><loc0400> dog``: the record, x first, and the position after its label."""
+    numbers = [Leaf("number", float(n.group()[4:8]), n.start() + 4, n.start() + 8) for n in re.finditer(r"<loc....>", m.group())]
+    for e in numbers:
+        e.start, e.end = e.start + m.start(), e.end + m.start()
+    elements = [numbers[i] for i in (1, 0, 3, 2)] if len(numbers) == 4 else numbers
+    label = LOC_LABEL.match(text, m.end())
+    assert label is not None
+    desc = Desc(clean(label.group()), label.span())
+    make = partial(make_raw, style=None, form="loc", regular=True, needs_desc=True, keys=("y1", "x1", "y2", "x2"))
+    return make(elements, desc, span=(m.start(), label.end())), label.end()
+
+
+def xml_points(m: re.Match[str]) -> list[RawRecord]:
+    """``<point x="63.5" y="44.2" alt="dog">``, ``<points x1= y1= x2= y2= .. alt=>``: one record per number."""
+    values: dict[str, dict[str, Leaf]] = {}
+    desc = NO_DESC
+    for a in XML_ATTRIBUTE.finditer(m.group()):
+        if a[1]:
+            try:
+                leaf = Leaf("number", float(a[3]), m.start() + a.start(3), m.start() + a.end(3))
+            except ValueError:
+                leaf = Leaf("word", a[3], m.start() + a.start(3), m.start() + a.end(3))
+            values.setdefault(a[2], {})[a[1]] = leaf
+        else:
+            desc = Desc(clean(a[4]), (m.start() + a.start(4), m.start() + a.end(4)))
+    return [
+        make_raw([v[k] for k in "xy" if k in v], desc, style=None, form="xml", span=m.span(), regular=True, is_point=True)
+        for v in values.values()
+    ]
