@@ -113,8 +113,8 @@ class Backbone(nn.Module):
         """Gradient checkpointing of every n-th language layer, and vision block if the tower trains; 0: none. Returns how many."""
         self.checkpoint_every = every
         visual = self.hf.model.visual
-        blocks_train = any(p.requires_grad for p in visual.blocks.parameters())
-        return set_checkpointing(self.hf.model.language_model.layers, every) + set_checkpointing(visual.blocks, every if blocks_train else 0)
+        in_tower = every if any(p.requires_grad for p in visual.blocks.parameters()) else 0
+        return set_checkpointing(self.hf.model.language_model.layers, every) + set_checkpointing(visual.blocks, in_tower)
 
     # ---------------------------------------------------------------- forward
     def image_features(self, pixels: Tensor, grid_thw: Tensor) -> ImageFeatures:

@@ -1,7 +1,7 @@
 """Gradient checkpointing of chosen layers: their activations are computed again in the backward instead of kept.
 
-Done layer by layer on purpose. The library's ``enable_input_require_grads`` hooks the *vision* patch embedding of Qwen2-VL and Qwen2.5-VL, and a
-frozen tower then runs a whole backward. Non-reentrant checkpointing needs no input that requires a gradient, so nothing is hooked here.
+Done layer by layer on purpose. The library's ``enable_input_require_grads`` hooks the *vision* patch embedding of Qwen2-VL and Qwen2.5-VL,
+and a frozen tower then runs a whole backward. Non-reentrant checkpointing needs no input with a gradient, so nothing is hooked here.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Groups:
 
 
 class _Plan(NamedTuple):
-    """``runs``: (segments, patches in each). ``order``: long[P] that makes equal lengths neighbours, with its ``inverse``; None: they are."""
+    """``runs``: (segments, patches in each). ``order``: long[P] making equal lengths neighbours, and its ``inverse``; None: they are."""
 
     runs: tuple[tuple[int, int], ...]
     order: Tensor | None
