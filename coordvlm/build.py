@@ -38,6 +38,7 @@ from coordvlm.models.tokens import END_OF_TURN, add_coord_tokens, coord_vocab
 from coordvlm.modules.coord_lm import CoordLM
 from coordvlm.modules.optim import OptimSettings
 from coordvlm.sequence.collate import SequenceEncoder
+from coordvlm.modules.strategies import trainer_arguments
 from coordvlm.sequence.grammar import ObjectsGrammar
 from coordvlm.sequence.parse import READOUTS
 from coordvlm.sequence.prompt import PromptBuilder
@@ -313,6 +314,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, contract: Contract, *, logged:
         cfg.trainer,
         callbacks=callbacks,
         logger=loggers,
+        **trainer_arguments(cfg.trainer),
         default_root_dir=str(run_dir),
         enable_checkpointing=False,
         use_distributed_sampler=False,

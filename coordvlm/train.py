@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordvlm.utils import launch
 from coordvlm.utils.cli import REFUSED, report_error, run_command
+from coordvlm.utils.devices import settle
 from coordvlm.utils.errors import CoordVLMError, DataError
 
 if TYPE_CHECKING:
@@ -23,9 +25,10 @@ if TYPE_CHECKING:
 
     from coordvlm.build import Experiment
     from coordvlm.utils.record import RunRecord
+    from coordvlm.utils.sweep import JobFailure
 
 
-def main(cfg: DictConfig) -> float | None:
+def main(cfg: DictConfig) -> float | int | JobFailure | None:
     """One run in ``paths.run_dir``; returns AP."""
     from omegaconf import OmegaConf
 
@@ -39,10 +42,18 @@ def main(cfg: DictConfig) -> float | None:
         cfg.seed = choose_seed(None)
         atomic_write_text(run_dir / "config.yaml", OmegaConf.to_yaml(resolved(OmegaConf.to_container(cfg, resolve=True))))
     choose_seed(cfg.seed)
+    if not launch.is_rank() and not cfg.inspect and (num := settle(cfg.trainer).num_processes) > 1:
+        return launch.run_ranks("coordvlm.train", cfg, num)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     with RunRecord(run_dir, command="train", config=plain) as record:
         record.update(seed=cfg.seed, notes=cfg.notes, **choices())
         return _train(cfg, run_dir, record)
+
+
+def check(cfg: DictConfig) -> None:
+    """Refused before anything is built: devices that are not there, unknown strategies and precisions."""
+    launch.refuse_foreign_launcher()
+    settle(cfg.trainer)
 
 
 def choices() -> dict[str, Any]:
@@ -66,12 +77,13 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
     validate_targets(cfg, build.SUPPLIED)
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
-    with record.time("build"):
+    with launch.shared_fate(), record.time("build"):
         seed_everything(cfg.seed)
         experiment = build.build_experiment(cfg)
         trainer = build.build_trainer(cfg, run_dir, experiment.model.contract)
     try:
-        return _run(cfg, experiment, trainer, run_dir, record)
+        with launch.shared_fate():
+            return _run(cfg, experiment, trainer, run_dir, record)
     except BaseException as error:
         _report_unfinished(error, experiment, run_dir, record)
         raise
@@ -95,7 +107,8 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
         decode=experiment.decode,
         data_notes=list(getattr(source, "notes", ())),
     )
-    _first_batch(cfg, experiment, run_dir, record)
+    if record.writes:
+        _first_batch(cfg, experiment, run_dir, record)
     if cfg.inspect:
         return None
     _fit(cfg, experiment, trainer, run_dir, record)
@@ -103,6 +116,9 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
     record.update(
         selected={"checkpoint": best, "on": "val", "images": len(experiment.val_truth.image_ids), "by": cfg.callbacks.checkpoint.monitor}
     )
+    if not record.writes:  # rank 0 writes down what all ranks decode
+        trainer.test(experiment.module, dataloaders=experiment.data.test_dataloader(), verbose=False)
+        return None
     return finish.score_and_report(
         run_dir,
         experiment=experiment,
@@ -158,6 +174,7 @@ def _fit(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
     from coordvlm import build
     from coordvlm.callbacks.checkpoint import TRAINER, FolderCheckpoint, load_trained, steps_done
     from coordvlm.utils.runs import is_checkpoint, resolve_run
+    from coordvlm.utils.seeds import seed_rank
 
     ckpt = None
     if cfg.resume is not None:
@@ -170,6 +187,7 @@ def _fit(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
         if (log := build.csv_log(trainer)) is not None:
             log.continue_from(ref.run_dir / "log.csv", done)
         record.update(resumed_from=str(ref.checkpoint_dir))
+    seed_rank(cfg.seed, trainer.global_rank)
     with record.time("train"):
         trainer.fit(experiment.module, datamodule=experiment.data, ckpt_path=ckpt, weights_only=True)
     record.update(steps=trainer.global_step, skipped_images=dict(experiment.data.unreadable()))
@@ -187,6 +205,8 @@ def _load_best(run_dir: Path, experiment: Experiment) -> str:
 
 def _report_unfinished(error: BaseException, experiment: Experiment, run_dir: Path, record: RunRecord) -> None:
     """A failed or interrupted run says so on its page; a second failure here must not hide the first."""
+    if not record.writes:
+        return
     import logging
 
     from coordvlm.callbacks import finish
@@ -227,11 +247,13 @@ def resumed_arguments(argv: Sequence[str]) -> list[str]:
 
 def cli(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
+    if launch.is_rank():
+        argv = []  # the supervisor has read it
     try:
         argv = resumed_arguments(argv)
     except CoordVLMError as error:
         return report_error(error, REFUSED)
-    return run_command("train", main, about=__doc__, argv=argv)
+    return run_command("train", main, check=check, about=__doc__, argv=argv)
 
 
 if __name__ == "__main__":

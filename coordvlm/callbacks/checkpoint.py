@@ -27,6 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from coordvlm.contracts import Contract
+from coordvlm.models.sharding import like
+from coordvlm.utils import collectives
 from coordvlm.utils.errors import ConfigError, ContractError
 from coordvlm.utils.files import atomic_folder, atomic_write_json
 
@@ -36,7 +38,9 @@ TRAINED, CONTRACT, TRAINER = "trained.safetensors", "contract.json", "trainer.ck
 class FolderCheckpoint(Callback):
     """Writes ``last`` after every validation and at the end, ``best`` when the monitored value improves.
 
-    Ctrl-C: the first one lets the optimiser step in progress finish, writes ``last`` and stops; a second one stops at once.
+    Ctrl-C: the first one lets the optimiser step in progress finish, writes ``last`` and stops; a second one stops at once. Several
+    ranks agree on the step they stop after, whichever of them heard it; in validation they skip what is left and meet at its end.
+    Only rank 0 writes; the others take part in what is collective.
 
     Args:
         folder: ``<run>/checkpoints``.
@@ -93,15 +97,24 @@ class FolderCheckpoint(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         at_step_end = batch.window is None or batch.window.index + 1 == batch.window.size
-        if self._interrupted and at_step_end:
+        if at_step_end and collectives.any_rank(self._interrupted):
             self._save(trainer, pl_module, "last")
             raise KeyboardInterrupt
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any, **__: Any) -> None:
-        if self._interrupted:
-            if trainer.global_step:
-                self._save(trainer, pl_module, "last")
-            raise KeyboardInterrupt
+        if self._interrupted and not collectives.active():
+            self._stop_in_validation(trainer, pl_module)
+        elif self._interrupted:
+            pl_module.skip_validation = True  # type: ignore[assignment]
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if collectives.any_rank(self._interrupted):  # before the module scores: some ranks have skipped images
+            self._stop_in_validation(trainer, pl_module)
+
+    def _stop_in_validation(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.global_step and trainer.state.fn == "fit":
+            self._save(trainer, pl_module, "last")
+        raise KeyboardInterrupt
 
     # ------------------------------------------------------------------- save
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -125,44 +138,61 @@ class FolderCheckpoint(Callback):
 
     def _save(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, name: str) -> None:
         self._saved_step = trainer.global_step
-        with atomic_folder(self.folder / name) as place:
-            trainer.save_checkpoint(place / TRAINER)  # collective: every rank takes part
-            if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.folder / name / TRAINER)  # collective, writes nothing here
+            pl_module.trained_state()  # type: ignore[operator]
+        else:
+            with atomic_folder(self.folder / name) as place:
+                trainer.save_checkpoint(place / TRAINER)
                 state = {k: v.cpu().contiguous() for k, v in pl_module.trained_state().items()}  # type: ignore[operator]
                 _save_tensors(state, place / TRAINED, step=trainer.global_step)
                 atomic_write_json(place / CONTRACT, self.contract.to_dict())
+        collectives.any_rank(False)  # nobody reads a folder that is not there yet
 
     # ------------------------------------------------------------------ state
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
-        python = random.getstate()
-        numpy = np.random.get_state(legacy=False)
-        checkpoint["rng"] = {
-            "python": [python[0], list(python[1]), python[2]],
-            "numpy": {
-                "key": numpy["state"]["key"].tolist(),
-                "pos": int(numpy["state"]["pos"]),
-                "has_gauss": int(numpy["has_gauss"]),
-                "gauss": float(numpy["gauss"]),
-            },
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
+        checkpoint["rng"], *others = collectives.gather(_random_state())
+        if others:
+            checkpoint["rng_of_other_ranks"] = others
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]) -> None:
-        rng = checkpoint["rng"]
-        version, state, gauss = rng["python"]
-        random.setstate((version, tuple(state), gauss))
-        numpy = rng["numpy"]
-        np.random.set_state(("MT19937", np.asarray(numpy["key"], dtype=np.uint32), numpy["pos"], numpy["has_gauss"], numpy["gauss"]))
-        torch.set_rng_state(rng["torch"])
-        if rng["cuda"] and torch.cuda.is_available() and len(rng["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(rng["cuda"])
+        states = [checkpoint["rng"], *checkpoint.get("rng_of_other_ranks", ())]
+        rank = collectives.rank()
+        if rank < len(states):  # more ranks than before: the new ones keep the streams they were seeded with
+            _set_random_state(states[rank])
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+
+
+def _random_state() -> dict[str, Any]:
+    """Of Python, NumPy and torch, as plain values that load without pickled code."""
+    python = random.getstate()
+    numpy = np.random.get_state(legacy=False)
+    return {
+        "python": [python[0], list(python[1]), python[2]],
+        "numpy": {
+            "key": numpy["state"]["key"].tolist(),
+            "pos": int(numpy["state"]["pos"]),
+            "has_gauss": int(numpy["has_gauss"]),
+            "gauss": float(numpy["gauss"]),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(rng: Mapping[str, Any]) -> None:
+    version, state, gauss = rng["python"]
+    random.setstate((version, tuple(state), gauss))
+    numpy = rng["numpy"]
+    np.random.set_state(("MT19937", np.asarray(numpy["key"], dtype=np.uint32), numpy["pos"], numpy["has_gauss"], numpy["gauss"]))
+    torch.set_rng_state(rng["torch"])
+    if rng["cuda"] and torch.cuda.is_available() and len(rng["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(rng["cuda"])
 
 
 def _save_tensors(state: dict[str, torch.Tensor], path: Path, *, step: int) -> None:
@@ -211,5 +241,5 @@ def load_trained(folder: Path, backbone: nn.Module, contract: Contract) -> Mappi
         raise ContractError(f"{folder / TRAINED} does not fit the configured model:\n  " + "\n  ".join(problems[:8]))
     with torch.no_grad():
         for name, value in state.items():
-            parameters[name].copy_(value)
+            parameters[name].copy_(like(value, parameters[name]))
     return {}

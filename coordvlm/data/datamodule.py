@@ -25,7 +25,7 @@ class CoordDataModule(lightning.LightningDataModule):
 
     Args:
         source: the data set. encoder: Sample -> Encoded -> Batch, called in workers.
-        batch_size, eval_batch_size: samples per (micro-)batch on one rank.
+        batch_size, eval_batch_size: samples per (micro-)batch on one rank: two ranks with 16 take the steps of one with 32.
         num_workers: worker processes of each loader; 0 works in the main process.
         seed: of the training order.
         count_fn: items per normaliser group, see ``WindowedLoader``; None: ``batch.counts``.
@@ -73,7 +73,7 @@ class CoordDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> EvalLoader:
         """The fixed subset of ``val``, with answers: for teacher-forced diagnostics and for decoding from the prompt part."""
-        return self._eval_loader("val", self.val_indices(), with_answer=True)
+        return self._eval_loader("val", self.val_indices(), with_answer=True, limit="limit_val_batches")
 
     def test_dataloader(self) -> EvalLoader:
         """All of ``test``, prompts only. Broken truth boxes do not matter here; unreadable images do."""
@@ -82,7 +82,7 @@ class CoordDataModule(lightning.LightningDataModule):
     def eval_dataloader(self, name: str) -> EvalLoader:
         """All of a split, prompts only, by ascending id."""
         split = self.source.split(name)
-        return self._eval_loader(name, np.argsort(split.ids, kind="stable"), with_answer=False)
+        return self._eval_loader(name, np.argsort(split.ids, kind="stable"), with_answer=False, limit="limit_test_batches")
 
     def first_samples(self) -> list[Sample]:
         """The samples of the first training batch of rank 0, epoch 0, in order."""
@@ -106,7 +106,9 @@ class CoordDataModule(lightning.LightningDataModule):
         if stage == "fit":
             self._close("train")
 
-    def _eval_loader(self, name: str, indices: NDArray[np.int64], *, with_answer: bool) -> EvalLoader:
+    def _eval_loader(self, name: str, indices: NDArray[np.int64], *, with_answer: bool, limit: str) -> EvalLoader:
+        if (world_size := self._ranks().get("world_size", 1)) > 1:
+            indices = self._shared(indices, limit, world_size)
         loader = EvalLoader(
             EncodedSplit(self.source.split(name), self.encoder, with_answer=with_answer), indices, Collate(self.encoder),
             batch_size=self._eval_batch_size, num_workers=self._num_workers, pin_memory=torch.cuda.is_available(),
@@ -114,6 +116,17 @@ class CoordDataModule(lightning.LightningDataModule):
         )
         self._loaders[name] = loader
         return loader
+
+    def _shared(self, indices: NDArray[np.int64], limit: str, world_size: int) -> NDArray[np.int64]:
+        """What all ranks together go through. A limit means batches of one process; the trainer would count those of each rank."""
+        batches = getattr(self.trainer, limit)
+        if isinstance(batches, float) and batches not in (0.0, 1.0):
+            raise ConfigError(f"trainer.{limit} must be a number of batches, not a share, with several processes; got {batches}")
+        if isinstance(batches, int):
+            indices = indices[: batches * self._eval_batch_size]
+        if 0 < len(indices) < world_size:
+            raise ConfigError(f"{len(indices)} images cannot be shared among {world_size} processes; evaluate more, or use fewer")
+        return indices
 
     def _ranks(self) -> dict[str, int]:
         trainer = self.trainer

@@ -32,6 +32,7 @@ WorkerResult = tuple[Batch | None, list[CoordVLMError]]
 class EncodedSplit(Dataset[Encoded | CoordVLMError]):
     """Samples of a split, encoded. Items are addressed by (epoch, index), so that workers may outlive an epoch.
 
+    The index ``~i`` means the prompt of sample i alone: nothing in it is supervised.
     An error of the user's data is handed over as an item: raised in a worker, its message would drown in a traceback.
     """
 
@@ -44,8 +45,9 @@ class EncodedSplit(Dataset[Encoded | CoordVLMError]):
 
     def __getitem__(self, key: tuple[int, int]) -> Encoded | CoordVLMError:
         epoch, index = key
+        with_answer = self.with_answer and index >= 0
         try:
-            return self.encoder.encode(self.split.sample(index, epoch), epoch=epoch, with_answer=self.with_answer)
+            return self.encoder.encode(self.split.sample(index if index >= 0 else ~index, epoch), epoch=epoch, with_answer=with_answer)
         except CoordVLMError as error:
             return error
 
@@ -68,7 +70,12 @@ class Collate:
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Training order: a permutation by (seed, epoch), dealt out to ranks, cut into batches of (epoch, index).
 
-    Every rank gets the same number of samples; the first ones of the permutation repeat where they do not divide.
+    Batch i of all ranks together is batch i of a single process with ``world_size * batch_size`` samples, in the last, ragged batch
+    too: no sample is repeated or left out. A rank that the last batch has nothing for gets a prompt without anything supervised
+    (``~index``), so that every rank takes as many steps.
+
+    Args:
+        batch_size: samples per batch of one rank.
     """
 
     def __init__(self, num_samples: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -83,7 +90,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def order(self, epoch: int) -> NDArray[np.int64]:
         """int64: this rank's sample positions in an epoch."""
         permutation = keyed_generator(self.seed, "order", epoch).permutation(self.num_samples)
-        return np.resize(permutation, -(-self.num_samples // self.world_size) * self.world_size)[self.rank :: self.world_size]
+        return permutation[self.rank :: self.world_size]
 
     def seek(self, epoch: int, start: int) -> None:
         """Where the next iteration begins; skipped batches are never read or rendered."""
@@ -91,11 +98,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = self.epoch, self.order(self.epoch).tolist()
-        for at in range(self.start * self.batch_size, len(order), self.batch_size):
-            yield [(epoch, index) for index in order[at : at + self.batch_size]]
+        for at in range(self.start * self.batch_size, len(self) * self.batch_size, self.batch_size):
+            yield [(epoch, index) for index in order[at : at + self.batch_size] or [~(order or [0])[0]]]
 
     def __len__(self) -> int:
-        return -(-len(range(self.rank, -(-self.num_samples // self.world_size) * self.world_size, self.world_size)) // self.batch_size)
+        return -(-self.num_samples // (self.world_size * self.batch_size))
 
 
 def first_samples(source: DataSource, *, batch_size: int, seed: int) -> list[Sample]:
@@ -172,7 +179,10 @@ class WindowedLoader:
         return batch
 
     def state_dict(self) -> dict[str, int]:
-        """Plain integers: epoch, batches of it that are done, and what gives a position its meaning."""
+        """Plain integers: epoch, batches of it that are done, and what gives a position its meaning.
+
+        ``batch_size`` counts the samples of all ranks, so one process may go on where two stopped, with twice as many each.
+        """
         done = self.position if self._processed is None else min(self.position, self._processed())
         epoch, done = (self.epoch + 1, 0) if done >= len(self) else (self.epoch, done)
         return {"epoch": epoch, "position": done, **self._meaning()}
@@ -190,7 +200,7 @@ class WindowedLoader:
 
     def _meaning(self) -> dict[str, int]:
         s = self.batch_sampler
-        return {"num_samples": s.num_samples, "batch_size": s.batch_size, "seed": s.seed, "world_size": s.world_size}
+        return {"num_samples": s.num_samples, "batch_size": s.batch_size * s.world_size, "seed": s.seed}
 
     def close(self) -> None:
         """End the worker processes."""

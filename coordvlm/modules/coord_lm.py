@@ -16,7 +16,9 @@ from coordvlm.losses.finite import refuse_non_finite
 from coordvlm.losses.weighted_sum import WeightedSum
 from coordvlm.models.backbone import NEEDS, Backbone
 from coordvlm.models.decode import GreedyDecoder
+from coordvlm.models.sharding import average_replicated, clip_gradients, gather_weights, release_weights, shard, units, whole
 from coordvlm.modules.optim import OptimSettings, build_optimizer
+from coordvlm.utils import collectives
 
 
 class CoordLM(lightning.LightningModule):
@@ -55,9 +57,17 @@ class CoordLM(lightning.LightningModule):
         self._val_sums: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._val_counts: defaultdict[str, int] = defaultdict(int)
         self._val_logs: dict[str, tuple[Tensor, int]] = {}
+        self.skip_validation = False  # set by a callback that will end the run once all ranks have come to the end of validation
         self.strict_loading = False  # a checkpoint's state_dict is empty: see on_save_checkpoint
 
     # --------------------------------------------------------------- training
+    def configure_model(self) -> None:
+        """Share the weights out where the trainer asks for it (it has made a device mesh then)."""
+        mesh = getattr(self, "_device_mesh", None)
+        if mesh is not None:
+            self.trainer.precision_plugin.convert_module(self)  # before: shards keep the type they were cut from
+            shard(self.backbone, mesh["data_parallel"])
+
     def configure_optimizers(self) -> Any:
         total = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = build_optimizer(self.backbone.named_parameters(), self.optim, total)
@@ -65,7 +75,12 @@ class CoordLM(lightning.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.optim.clip_norm or float("inf"))
+        limit = self.optim.clip_norm or float("inf")
+        if units(self.backbone):
+            average_replicated(self.backbone.rows.parameters())
+            norm = clip_gradients(parameters, limit)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         if self._logs_now():
             self.log("grad_norm", norm)
 
@@ -74,7 +89,7 @@ class CoordLM(lightning.LightningModule):
         if batch.window.index == 0:
             self._window.clear()
             self._window_logs = {}
-            self._window_counts = self._over_ranks(batch.window.counts)
+            self._window_counts = collectives.sum_counts(batch.window.counts)
         output = self.backbone(batch, self.losses.needs)
         loss = self.losses(output, batch, self._window_counts, world_size=self.trainer.world_size, accumulate=batch.window.accumulate)
         refuse_non_finite(loss, batch.ids, step=self.global_step)
@@ -82,31 +97,22 @@ class CoordLM(lightning.LightningModule):
             self._window[name] = self._window[name] + share
         _add(self._window_logs, loss.logs)
         if batch.window.index + 1 == batch.window.size and self._logs_now():
-            terms = {name: self._sum_over_ranks(share) for name, share in self._window.items()}
-            self.log_dict(self.losses.named(terms, "train_"), batch_size=len(batch))
-            self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-            self.log_dict(self._log_means(self._window_logs, "train_"), batch_size=len(batch))
+            self._log_window(batch)
         return loss.total  # type: ignore[no-any-return]
 
-    def _log_means(self, logs: Mapping[str, tuple[Tensor, int]], prefix: str) -> dict[str, Tensor]:
-        """What terms and monitors log, as means over everything that was added up, ranks included."""
-        counts = self._over_ranks({name: n for name, (_, n) in logs.items()})
-        return {prefix + name: self._sum_over_ranks(total) / max(counts[name], 1) for name, (total, _) in logs.items()}
+    def _log_window(self, batch: Batch) -> None:
+        """The step's terms and monitors over all ranks and micro-batches: one collective on the device, one beside it."""
+        shares = {f"term/{name}": share for name, share in self._window.items()}
+        total = collectives.sum_tensors(shares | {f"log/{name}": value for name, (value, _) in self._window_logs.items()})
+        counts = collectives.sum_counts({name: n for name, (_, n) in self._window_logs.items()})
+        self.log_dict(self.losses.named({name: total[f"term/{name}"] for name in self._window}, "train_"), batch_size=len(batch))
+        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        means = {f"train_{name}": total[f"log/{name}"] / max(counts[name], 1) for name in self._window_logs}
+        self.log_dict(means, batch_size=len(batch))
 
     def _logs_now(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return self.trainer.global_step == 0 or (self.trainer.global_step + 1) % every == 0
-
-    def _over_ranks(self, counts: Mapping[str, int]) -> Mapping[str, int]:
-        """Window counts summed over all ranks: one all_reduce of a small vector per optimiser step."""
-        if self.trainer.world_size == 1:
-            return counts
-        names = sorted(counts)
-        total = self.trainer.strategy.reduce(torch.tensor([counts[n] for n in names], device=self.device), reduce_op="sum")
-        return dict(zip(names, (int(x) for x in total.tolist()), strict=True))  # type: ignore[union-attr]
-
-    def _sum_over_ranks(self, share: Tensor) -> Tensor:
-        return share if self.trainer.world_size == 1 else self.trainer.strategy.reduce(share, reduce_op="sum")  # type: ignore[return-value]
 
     # ------------------------------------------------------------- validation
     def on_validation_epoch_start(self) -> None:
@@ -114,9 +120,12 @@ class CoordLM(lightning.LightningModule):
         self._val_sums.clear()
         self._val_logs = {}
         self._val_counts.clear()
+        gather_weights(self.backbone)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Teacher-forced terms with the training's normaliser, and decoded predictions."""
+        if self.skip_validation:
+            return
         counts = self.losses.counts(batch)
         loss = self.losses(self.backbone(batch, self.losses.needs), batch, counts)
         for name, total in loss.sums.items():
@@ -127,13 +136,32 @@ class CoordLM(lightning.LightningModule):
         self.val_metric.update(self.predict_batch(batch)[self.readout])
 
     def on_validation_epoch_end(self) -> None:
-        sums = {name: self._sum_over_ranks(total) for name, total in self._val_sums.items()}
-        if sums:
-            self.log_dict(self.losses.named(self.losses.means(sums, self._over_ranks(self._val_counts)), "val_"))
-            self.log_dict(self._log_means(self._val_logs, "val_"))
+        self._log_validation()
         evaluation: Evaluation = self.val_metric.compute()
         wanted = ("AP", "AP50", "AP_score1", "F1_50", "parse_rate", "duplicate_rate", "px_median")
         self.log_dict({f"val/{k}": float(evaluation.metrics[k].value) for k in wanted if k in evaluation.metrics})
+
+    def _log_validation(self) -> None:
+        """Terms and monitors over all images, whichever rank saw them; a rank may have seen none."""
+        mine = {f"sum/{name}": (float(total), 0) for name, total in self._val_sums.items()}
+        mine |= {f"count/{group}": (0.0, count) for group, count in self._val_counts.items()}
+        mine |= {f"log/{name}": (float(total), count) for name, (total, count) in self._val_logs.items()}
+        total: defaultdict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+        for part in collectives.gather(mine):
+            for name, (value, count) in part.items():
+                total[name] = (total[name][0] + value, total[name][1] + count)
+        kinds: dict[str, dict[str, tuple[float, int]]] = {"sum": {}, "count": {}, "log": {}}
+        for name, pair in total.items():
+            kind, _, rest = name.partition("/")
+            kinds[kind][rest] = pair
+        if kinds["sum"]:
+            sums = {name: torch.tensor(value, device=self.device) for name, (value, _) in kinds["sum"].items()}
+            counts = {group: count for group, (_, count) in kinds["count"].items()}
+            self.log_dict(self.losses.named(self.losses.means(sums, counts), "val_"))
+            self.log_dict({f"val_{name}": value / max(count, 1) for name, (value, count) in kinds["log"].items()})
+
+    def on_validation_end(self) -> None:
+        release_weights(self.backbone)
 
     # ------------------------------------------------------------------- test
     def predict_batch(self, batch: Batch, readouts: Sequence[str] | None = None) -> dict[str, list[Prediction]]:
@@ -146,6 +174,7 @@ class CoordLM(lightning.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self.predictions = []
+        gather_weights(self.backbone)
         for metric in self.test_metrics.values():
             metric.reset()
 
@@ -158,10 +187,16 @@ class CoordLM(lightning.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.readout_evaluations = {name: metric.compute() for name, metric in self.test_metrics.items()}
         self.evaluation = self.readout_evaluations[self.readout]
+        everything = [p for part in collectives.gather(self.predictions) for p in part]
+        self.predictions = sorted(everything, key=lambda p: p.sample_id)  # type: ignore[arg-type, return-value]
+        release_weights(self.backbone)
 
     # ------------------------------------------------------------ checkpoints
     def trained_state(self) -> dict[str, Tensor]:
-        """Canonical name -> value of everything that trains (and nothing that can be built again)."""
+        """Canonical name -> value of everything that trains (and nothing that can be built again). All ranks must call this."""
+        if units(self.backbone):
+            release_weights(self.backbone)
+            return {name: whole(p.detach()) for name, p in self.backbone.named_parameters() if p.requires_grad}
         return {name: p.detach() for name, p in self.backbone.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

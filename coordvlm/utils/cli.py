@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coordvlm.utils import locations, logs
+from coordvlm.utils import launch, locations, logs
 from coordvlm.utils.errors import CoordVLMError, user_error
 from coordvlm.utils.files import atomic_write_text, is_output_problem, output_error
 from coordvlm.utils.overrides import quote_free_text, resolved
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from coordvlm.utils.sweep import JobFailure
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
-Main = Callable[["DictConfig"], "float | int | None"]
+Main = Callable[["DictConfig"], "float | int | JobFailure | None"]
 Check = Callable[["DictConfig"], None]
 
 
@@ -44,7 +44,8 @@ def run_command(
 
     Args:
         config_name: root configuration (``train``), also the name of the folder under outputs.
-        main: gets the composed configuration. An int is the exit status; a float is the headline metric of a sweep's table.
+        main: gets the composed configuration. An int is the exit status; a float is the headline metric of a sweep's table; a
+            ``JobFailure`` has been reported.
         check: refuses combinations (raises ``ConfigError``) before ``main`` imports anything; of a sweep, before any job.
         about: the command's docstring, shown by ``--help``.
         argv: arguments without the program's name; default ``sys.argv[1:]``.
@@ -53,6 +54,8 @@ def run_command(
     """
     _set_environment()
     try:
+        if launch.is_rank():
+            return _run_rank(main, about)
         return _dispatch(config_name, main, check, about, list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         _print_error("interrupted", "stopped by Ctrl-C")
@@ -182,6 +185,18 @@ def _run(hydra: Hydra, name: str, main: Main, check: Check | None, args: argpars
     if isinstance(value, JobFailure):
         return value.status
     return int(value) if isinstance(value, int) else OK
+
+
+def _run_rank(main: Main, about: str | None) -> int:
+    """One of several processes of a run: the configuration is the supervisor's, and only rank 0 writes it down."""
+    from coordvlm.utils.sweep import JobFailure
+
+    _register_resolvers(locations.FreshFolders(reserve=False), about)
+    try:
+        value = _guarded(main, None)(launch.load_job())
+    except KeyboardInterrupt:
+        return launch.leave(None, INTERRUPTED)
+    return launch.leave(value, value.status if isinstance(value, JobFailure) else OK)
 
 
 def _check_job(cfg: DictConfig, check: Check | None, require_values: Callable[[DictConfig], None]) -> None:

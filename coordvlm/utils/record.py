@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from coordvlm.utils import environment, locations
+from coordvlm.utils import environment, launch, locations, logs
 from coordvlm.utils.errors import DataError, user_error
 from coordvlm.utils.files import atomic_write_json
 
@@ -36,6 +35,8 @@ class RunRecord:
     ``failed`` after anything else, with type, message and traceback. A killed process leaves ``running`` behind, with
     its pid and host: ``read`` calls such a run ``dead``.
 
+    Of several ranks only rank 0 writes; the others' records are kept in memory.
+
     Args:
         run_dir: gets ``run.json``. command: ``train``, ``eval`` ...
         config: the resolved configuration as plain containers, for its hash.
@@ -43,12 +44,13 @@ class RunRecord:
 
     def __init__(self, run_dir: Path | str, *, command: str, config: Mapping[str, Any] | None = None) -> None:
         self.path = Path(run_dir) / FILE_NAME
+        self.writes = logs.process_rank() == 0
         self._start = time.monotonic()
         root = locations.repository()
         self.data: dict[str, Any] = {
             "status": "running",
             "command": command,
-            "command_line": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            "command_line": shlex.join(launch.command_line()),
             "working_dir": str(Path.cwd()),
             "config_hash": None if config is None else config_hash(config),
             "started": _now(),
@@ -87,6 +89,8 @@ class RunRecord:
             self.save()
 
     def save(self) -> None:
+        if not self.writes:
+            return
         self.data["peak_memory"] = environment.peak_memory()
         atomic_write_json(self.path, self.data)
 
@@ -139,6 +143,17 @@ class RunRecord:
         if data["status"] == "running" and here and not _alive(data.get("pid"), data.get("pid_started")):
             data["status"] = "dead"
         return data
+
+
+def abandon(run_dir: Path | str, status: str, kind: str, message: str) -> None:
+    """Close the record of a process that is gone and could not do it; a record that says how it ended stays."""
+    file = Path(run_dir) / FILE_NAME
+    if not file.is_file():
+        return
+    data = json.loads(file.read_text(encoding="utf-8"))
+    if data["status"] == "running":
+        data.update(status=status, ended=_now(), error={"type": kind, "message": message, "traceback": ""})
+        atomic_write_json(file, data)
 
 
 def came_from_interrupt(error: BaseException) -> bool:

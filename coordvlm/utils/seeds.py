@@ -38,3 +38,9 @@ def seed_everything(seed: int | None) -> int:
     np.random.seed(used)
     torch.manual_seed(used)
     return used
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Streams of its own for every rank but the first, once all have built the same model: dropout must differ between them."""
+    if rank:
+        seed_everything((seed + 1_000_003 * rank) % (MAX_SEED + 1))

@@ -147,16 +147,49 @@ def test_an_outdated_iteration_does_not_move_the_loader():
     assert ids(new) == ids(loader(8))[1:]
 
 
-def test_ranks_share_an_epoch_evenly():
-    ranks = [EpochBatches(10, batch_size=2, seed=0, rank=r, world_size=3) for r in range(3)]
-    orders = [b.order(4).tolist() for b in ranks]
-    assert [len(o) for o in orders] == [4, 4, 4]
-    seen = Counter(index for order in orders for index in order)
-    assert set(seen) == set(range(10))
-    assert [len(b) for b in ranks] == [2, 2, 2] == [len(list(b)) for b in ranks]
-    assert max(seen.values()) == 2
-    few = EpochBatches(2, batch_size=4, seed=0, rank=4, world_size=5)
-    assert len(few.order(0)) == 1
+@pytest.mark.parametrize(("num", "batch_size", "world_size"), [(10, 2, 3), (9, 4, 2), (8, 4, 2), (2, 4, 5), (7, 1, 3), (1, 2, 2)])
+def test_batches_of_all_ranks_together_are_those_of_one_process(num, batch_size, world_size):
+    """In the last, ragged batch too: nothing is repeated, nothing is left out, and every rank takes as many steps."""
+    ranks = [EpochBatches(num, batch_size=batch_size, seed=0, rank=r, world_size=world_size) for r in range(world_size)]
+    (alone,) = (EpochBatches(num, batch_size=batch_size * world_size, seed=0),)
+    for one in (alone, *ranks):
+        one.seek(4, 0)
+    steps = [list(one) for one in ranks]
+    assert [len(s) for s in steps] == [len(alone)] * world_size == [len(one) for one in ranks]
+    assert all(batch for s in steps for batch in s)
+    together = [sorted(key for batch in step for key in batch if key[1] >= 0) for step in zip(*steps, strict=True)]
+    assert together == [sorted(batch) for batch in alone]
+
+
+def test_a_rank_without_samples_gets_a_prompt_with_nothing_supervised():
+    split = shapes(num_train=3, image_size=16, side_fraction=(0.25, 0.4), num_shapes=(1, 2)).split("train")
+    sampler = EpochBatches(3, batch_size=2, seed=0, rank=1, world_size=2)
+    train = WindowedLoader(
+        EncodedSplit(split, FakeEncoder(), with_answer=True), EpochBatches(3, batch_size=1, seed=0, rank=1, world_size=2),
+        Collate(FakeEncoder()), num_workers=0, pin_memory=False, count_fn=None, accumulate=2,
+    )
+    real, filler = train
+    assert len(sampler) == 1
+    assert real.counts["box"] > 0
+    assert len(filler) == 1
+    assert set(filler.counts.values()) == {0}
+    assert real.window.counts == {**real.counts}
+
+
+def test_a_position_counts_the_samples_of_all_ranks():
+    def train(batch_size, **ranks):
+        split = shapes(num_train=12).split("train")
+        return WindowedLoader(
+            EncodedSplit(split, FakeEncoder(), with_answer=True), EpochBatches(12, batch_size=batch_size, seed=0, **ranks),
+            Collate(FakeEncoder()), num_workers=0, pin_memory=False, count_fn=None, accumulate=1,
+        )
+
+    two, one = train(2, rank=1, world_size=2), train(4)
+    next(iter(two))
+    one.load_state_dict(two.state_dict())
+    assert len(list(one)) == 2
+    with pytest.raises(ConfigError, match="batch_size was 4 and is 2"):
+        train(2).load_state_dict(two.state_dict())
 
 
 @pytest.mark.parametrize(("options", "message"), [
