@@ -34,8 +34,8 @@ def text_gate(lse_R: Tensor, coord_lse_R: Tensor) -> Tensor:
     """``-log(1 - exp(lse(s) - lse(z)))`` = -log of the probability mass that is *not* on coordinates.
 
     ``text_ce`` holds all of it already for the token that is right; this term adds weight to the border between words and
-    coordinates. Both logsumexps are rounded, so a mass of text below about 4 roundings of ``lse`` cannot be told from 0: the
-    value stops there (11 nats at lse = 30 in float32) and has no gradient; that of ``text_ce`` is at its largest then.
+    coordinates. Both logsumexps are rounded, so a mass of text below one rounding of ``lse`` cannot be told from 0: the value
+    stops there (12.5 nats at lse = 30 in float32) and has no gradient; that of ``text_ce`` is at its largest then.
 
     Args:
         lse_R: float[R], logsumexp of z over all live columns. coord_lse_R: float[R], over the coordinate columns only.
@@ -43,7 +43,7 @@ def text_gate(lse_R: Tensor, coord_lse_R: Tensor) -> Tensor:
         float32[R] (float64 for float64 input), nats, >= 0, finite, unreduced.
     """
     lse_R, coord_lse_R = upcast(lse_R), upcast(coord_lse_R)
-    resolution_R = 4 * torch.finfo(lse_R.dtype).eps * lse_R.detach().abs().clamp(min=1.0)
+    resolution_R = torch.finfo(lse_R.dtype).eps * lse_R.detach().abs().clamp(min=1.0)
     return -log1mexp(torch.minimum(coord_lse_R - lse_R, -resolution_R))
 
 
