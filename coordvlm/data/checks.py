@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 #: Largest excess over the image's edge, in px, that is clipped (and counted) instead of refused.
 CLIP_PX = 1.0
-#: Excess that is floating-point noise of x + w: clipped, not counted.
-NOISE_PX = 1e-6
+#: Excess that is rounding (of x + w, or of shares written with six decimals): clipped, not counted.
+NOISE_PX = 0.01
 
 
 class Fault(IntEnum):

@@ -6,7 +6,6 @@ JSON itself is parsed.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from coordvlm.data.checks import Fault, box_faults, first_of_each
 from coordvlm.data.table import BoxTable
-from coordvlm.data.values import INT64, integral, number, quads
+from coordvlm.data.values import INT64, integral, no_collecting, number, quads
 from coordvlm.utils.errors import DataError
 
 
@@ -123,19 +122,15 @@ def read_coco(path: Path, *, replace_underscores: bool = False, allow_duplicate_
 
 def _sections(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """The three lists of a COCO file, checked to be lists of objects."""
-    collecting = gc.isenabled()
-    gc.disable()  # millions of small objects, none of them garbage: collecting doubles the time
     try:
-        data = json.loads(path.read_bytes())
+        with no_collecting():
+            data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError("the annotation file must exist", where=path) from error
     except OSError as error:
         raise DataError("the annotation file must be readable", where=path, value=str(error)) from error
     except (ValueError, RecursionError) as error:
         raise DataError("the annotation file must be JSON", where=path, value=str(error)) from error
-    finally:
-        if collecting:
-            gc.enable()
     keys = ("images", "annotations", "categories")
     if not isinstance(data, dict):
         rule = "a COCO file must be a JSON object with images, annotations and categories"

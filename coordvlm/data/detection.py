@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from coordvlm.data.checks import clip_boxes, count_faults, is_clipped
 from coordvlm.data.class_list import ClassList
 from coordvlm.data.images import open_image
 from coordvlm.data.source import SPLITS
-from coordvlm.data.table import BoxTable
+from coordvlm.data.table import BoxTable, leaves_folder
 from coordvlm.utils.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ class BoxSplit:
         image_id = int(table.image_ids[image])
         names = self._class_list.choose(table.category_names, {o.desc for o in objects}, epoch=epoch, sample_id=image_id)
         return Sample(image_id, self._path(image), width, height, tuple(objects), class_list=names,
-                      meta={"split": self.name, **table.meta(image)})
+                      meta={**table.meta(image), "split": self.name})
 
     def truth(self) -> GroundTruth:
         """Of the chosen images, from the file as it is (without what cannot be read, which only a training split may hold)."""
@@ -226,7 +226,7 @@ class BoxSplit:
     def _check_name(self, image: int) -> None:
         """Refuse a name that leaves the image folder, without touching the disk."""
         name = self.table.file_names[image]
-        if name and (name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts):
+        if name and leaves_folder(name):
             self._outside(image, name)
 
     def _outside(self, image: int, value: object) -> None:

@@ -20,6 +20,7 @@ from coordvlm.coords.resize import smart_resize
 from coordvlm.utils.errors import ConfigError, DataError
 
 _ORIENTATION = 0x0112  # EXIF tag
+_TURNED = (5, 6, 7, 8)  # its values that exchange width and height
 _WHITE = (255, 255, 255, 255)
 
 
@@ -48,6 +49,27 @@ def open_image(
         return _displayed_rgb(image, declared, max_pixels, where)
 
 
+def displayed_size(path: Path, *, where: object) -> tuple[int, int]:
+    """(width, height) of the displayed frame, from the header alone: what ``open_image`` takes for ``declared=None``.
+
+    Orientation is read where it precedes the pixels; a PNG that carries it behind them counts as stored.
+
+    Raises:
+        DataError: missing, or not an image.
+    """
+    with _refusing(where), Image.open(path) as image:
+        if image.format == "PNG" and "exif" not in image.info:  # PIL would decode the pixels to look behind them
+            return image.size
+        width, height = image.size
+        return (height, width) if _orientation(image) in _TURNED else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied. PIL turns a TIFF itself while it loads it, and gives its turned size."""
+    found = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+    return found if isinstance(found, int) else 1
+
+
 @contextmanager
 def _refusing(where: object) -> Iterator[None]:
     """Turn whatever a decoder throws at a broken file into a DataError."""
@@ -70,8 +92,8 @@ def _displayed_rgb(image: Image.Image, declared: tuple[int, int] | None, max_pix
     width, height = image.size
     if width * height > max_pixels:
         raise DataError(f"the image must not have more than {max_pixels} pixels", where=where, value=f"{width} x {height}")
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    turned = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+    orientation = _orientation(image)
+    turned = (height, width) if orientation in _TURNED else (width, height)
     if declared is not None and declared not in ((width, height), turned):
         raise DataError(
             f"the image's size must be the annotated one, {declared[0]} x {declared[1]}; boxes would be scaled wrongly",

@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 from coordvlm.data.checks import RULES, UNREADABLE, Fault
 
 
+def leaves_folder(name: str) -> bool:
+    """Whether an image's name is absolute or climbs out of its folder."""
+    return name.startswith(("/", "\\")) or (".." in name and ".." in name.replace("\\", "/").split("/"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class BoxTable:
     """What a reader of a format hands to ``detection.BoxSplit``. A format says in a subclass how its places are named.

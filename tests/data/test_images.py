@@ -174,3 +174,15 @@ def test_the_reader_names_file_and_sample(tmp_path):
     Image.new("RGB", (402, 2)).save(tmp_path / "thin.png")
     with pytest.raises(DataError, match=r"thin\.png \(image 5\).*at most 200 times"):
         reader(tmp_path / "thin.png", 402, 2, "image 5")
+
+
+def test_a_turned_tiff_keeps_its_frame(tmp_path):
+    """PIL turns TIFF files itself; turning them again, or handing out a frame unlike the declared one, would misplace every box."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise().save(tmp_path / "x.tif", exif=exif)
+    turned = noise().transpose(Image.Transpose.ROTATE_270)
+    for declared in ((30, 40), None):
+        assert reopen(tmp_path / "x.tif", declared=declared).tobytes() == turned.tobytes()
+    with pytest.raises(DataError, match="size must be the annotated one, 40 x 30"):
+        reopen(tmp_path / "x.tif", declared=(40, 30))
