@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
@@ -309,11 +310,12 @@ def build_trainer(cfg: DictConfig, run_dir: Path, contract: Contract, *, logged:
     if logged:
         callbacks.append(FolderCheckpoint(run_dir / "checkpoints", contract, monitor=cfg.callbacks.checkpoint.monitor))
     callbacks += [instantiate(node) for name, node in cfg.callbacks.items() if "_target_" in node]
-    loggers = [instantiate(node) for node in cfg.logger.values()] if logged else False
+    loggers = [instantiate(node) for node in cfg.logger.values()] if logged else []
+    callbacks += [x for x in loggers if isinstance(x, Callback)]  # a tracker gets evaluations beside scalars
     trainer: Trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,
-        logger=loggers,
+        logger=loggers or False,
         **trainer_arguments(cfg.trainer),
         default_root_dir=str(run_dir),
         enable_checkpointing=False,

@@ -9,41 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from PIL import Image
 from rich.console import Console
 
 from coordvlm.callbacks.csv_log import read_curves
 from coordvlm.callbacks.evaluation_writer import readout_table, write_evaluation
-from coordvlm.contracts import Contract, Evaluation, GroundTruth, Sample
-from coordvlm.data.images import open_image
-from coordvlm.data.source import Split
+from coordvlm.callbacks.split_images import SplitImages as SplitImages
+from coordvlm.callbacks.tracker import close_trackers
+from coordvlm.contracts import Contract, Evaluation, GroundTruth
 from coordvlm.reports.run_report import RunSummary, write_run_report
 from coordvlm.reports.tables import metric_table
-from coordvlm.utils.files import sha1_file
 from coordvlm.utils.record import RunRecord
-
-
-class SplitImages:
-    """Samples and displayed frames of a split by id, opened when asked for."""
-
-    def __init__(self, split: Split, max_pixels: int) -> None:
-        self.split, self.max_pixels = split, max_pixels
-        self._index = {int(i): n for n, i in enumerate(split.ids)}
-
-    def sample(self, sample_id: int | str) -> Sample:
-        return self.split.sample(self._index[int(sample_id)], 0)
-
-    def frame(self, sample: Sample) -> Image.Image:
-        """The displayed frame, RGB."""
-        return open_image(sample.image, declared=(sample.width, sample.height), max_pixels=self.max_pixels, where=f"image {sample.id}")
-
-    def load(self, sample_id: int | str) -> Image.Image:
-        return self.frame(self.sample(sample_id))
-
-    def sha1(self, sample_id: int | str) -> str | None:
-        """Of the image file; None for an image that was made in memory."""
-        image = self.sample(sample_id).image
-        return sha1_file(image) if isinstance(image, Path) else None
 
 
 def evaluate_run(
@@ -167,6 +142,7 @@ def score_and_report(
         "record": record,
     }
     evaluation = evaluate_run(run_dir, trainer=trainer, loader=loader, prompt_text=experiment.model.encoder.prompt.prompt_text, **scored)
+    close_trackers(trainer, ok=True)  # a failure above has closed them already
     record.update(skipped_images=dict(experiment.data.unreadable()))
     record.close("finished")
     report = write_report(run_dir, contract=contract, evaluation=evaluation, log=log, **scored)

@@ -16,7 +16,7 @@ from PIL import Image
 from coordvlm.contracts import GroundTruth, MatchedPairs, Prediction
 from coordvlm.coords.boxes import pairwise_iou
 from coordvlm.reports.overlay import Box, draw_overlay
-from coordvlm.reports.page import Markup, escape, join, missing, picture, tag, visible
+from coordvlm.reports.page import Markup, join, missing, picture, tag, visible
 
 LoadImage = Callable[[int], Image.Image]
 
@@ -122,17 +122,22 @@ def gallery(groups: Mapping[str, Sequence[Scene]], load_image: LoadImage) -> Mar
 
 def overlay_figure(scene: Scene, load_image: LoadImage) -> Markup:
     """One image with its boxes and a caption; an image that cannot be read leaves its caption and the reason."""
+    try:
+        view = picture(overlay_image(scene, load_image), f"image {scene.image_id} with boxes")
+    except (OSError, KeyError, ValueError) as error:
+        view = missing(f"The image could not be read: {type(error).__name__}: {error}")
+    return tag("figure", view, tag("figcaption", _caption(scene)))
+
+
+def overlay_image(scene: Scene, load_image: LoadImage) -> Image.Image:
+    """The image with its true boxes in green and the predicted ones in red; raises what ``load_image`` raises."""
     truth = [Box(_four(b), name) for b, name in zip(scene.true_xyxy_px, scene.true_names, strict=True)]
     kept = [r for r in scene.prediction.kept if r.box_xyxy_px is not None]
     predicted = [
         Box(_four(box), f"{_short(record.desc)} {record.score:.2f} IoU {iou:.2f}")
         for box, record, iou in zip(scene.pred_xyxy_px, kept, scene.pred_iou, strict=True)
     ]
-    try:
-        view = picture(draw_overlay(load_image(scene.image_id), truth, predicted, size=scene.size), f"image {scene.image_id} with boxes")
-    except (OSError, KeyError, ValueError) as error:
-        view = missing(f"The image could not be read: {type(error).__name__}: {error}")
-    return tag("figure", view, tag("figcaption", _caption(scene)))
+    return draw_overlay(load_image(scene.image_id), truth, predicted, size=scene.size)
 
 
 def _short(desc: str) -> str:
@@ -142,14 +147,25 @@ def _short(desc: str) -> str:
 
 
 def _caption(scene: Scene) -> Markup:
+    name, score, iou, facts = _facts(scene)
+    return join(tag("b", name), " · F1 ", tag("b", score) if math.isfinite(scene.f1) else score, f" · {iou}", tag("br"), facts)
+
+
+def caption_text(scene: Scene) -> str:
+    """The caption in one line of plain text."""
+    name, score, iou, facts = _facts(scene)
+    return f"{name} · F1 {score} · {iou} · {facts}"
+
+
+def _facts(scene: Scene) -> tuple[str, str, str, str]:
     facts = [f"{len(scene.true_names)} true", f"{len(scene.pred_xyxy_px)} predicted"]
     dropped = Counter(r.status for r in scene.prediction.records if not r.kept)
     facts += [f"{count} × {status}" for status, count in dropped.most_common()]
     facts += sorted(scene.prediction.flags)
     facts += [f"{scene.crowds} crowd regions not drawn"] if scene.crowds else []
-    score = join(" · F1 ", tag("b", f"{scene.f1:.2f}")) if math.isfinite(scene.f1) else join(" · F1 –")
-    iou = f" · mean best IoU {scene.mean_iou:.2f}" if len(scene.true_names) else " · nothing to find"
-    return join(tag("b", f"image {scene.image_id}"), score, iou, tag("br"), escape(" · ".join(facts)))
+    score = f"{scene.f1:.2f}" if math.isfinite(scene.f1) else "–"
+    iou = f"mean best IoU {scene.mean_iou:.2f}" if len(scene.true_names) else "nothing to find"
+    return f"image {scene.image_id}", score, iou, " · ".join(facts)
 
 
 def _four(box: NDArray[np.float64]) -> tuple[float, float, float, float]:
