@@ -38,8 +38,8 @@ from coordvlm.models.loading import LoadedModel
 from coordvlm.models.tokens import END_OF_TURN, add_coord_tokens, coord_vocab
 from coordvlm.modules.coord_lm import CoordLM
 from coordvlm.modules.optim import OptimSettings
-from coordvlm.sequence.collate import SequenceEncoder
 from coordvlm.modules.strategies import trainer_arguments
+from coordvlm.sequence.collate import SequenceEncoder
 from coordvlm.sequence.grammar import ObjectsGrammar
 from coordvlm.sequence.parse import READOUTS
 from coordvlm.sequence.prompt import PromptBuilder
@@ -227,11 +227,11 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     """
     if cfg.decode.readout not in READOUTS:
         raise ConfigError(f"decode.readout must be one of {', '.join(READOUTS)}, got {cfg.decode.readout!r}")
-    model = build_model(cfg)
     losses: WeightedSum = instantiate(cfg.loss)
     readouts: tuple[str, ...] = READOUTS
-    if not model.grid.num_bins:  # what is written is what is read
+    if not build_coords(cfg).num_bins:  # what is written is what is read
         losses, readouts = losses.without_slots(format=cfg.sequence.format), (cfg.decode.readout,)
+    model = build_model(cfg)
     source: DataSource = instantiate(cfg.data.source)
     source = limit_objects(source, max_objects=cfg.sequence.max_objects, on_too_many=cfg.sequence.on_too_many)
     if cfg.overfit:
@@ -314,9 +314,9 @@ def build_trainer(cfg: DictConfig, run_dir: Path, contract: Contract, *, logged:
     callbacks += [x for x in loggers if isinstance(x, Callback)]  # a tracker gets evaluations beside scalars
     trainer: Trainer = instantiate(
         cfg.trainer,
+        **trainer_arguments(cfg.trainer),
         callbacks=callbacks,
         logger=loggers or False,
-        **trainer_arguments(cfg.trainer),
         default_root_dir=str(run_dir),
         enable_checkpointing=False,
         use_distributed_sampler=False,
