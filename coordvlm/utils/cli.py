@@ -81,6 +81,8 @@ def _dispatch(config_name: str, main: Main, check: Check | None, about: str | No
     from hydra._internal.utils import get_args_parser
     from hydra.core.global_hydra import GlobalHydra
 
+    from coordvlm.utils import sweep_resume
+
     parser = get_args_parser()
     parser.prog = f"python -m coordvlm.{config_name}"
     args = parser.parse_args(quote_free_text(argv))
@@ -89,6 +91,7 @@ def _dispatch(config_name: str, main: Main, check: Check | None, about: str | No
         parser.error("only one of --run, --multirun, --cfg, --info and --shell-completion")
     if args.experimental_rerun:
         parser.error("--experimental-rerun is not supported: use resume=<run>")
+    sweep_resume.expand(config_name, args)
     _register_resolvers(locations.FreshFolders(reserve=not shows), about)
     GlobalHydra.instance().clear()
     hydra = _make_hydra(config_name, args)
@@ -167,7 +170,7 @@ def _run(hydra: Hydra, name: str, main: Main, check: Check | None, args: argpars
     from hydra.types import RunMode
 
     from coordvlm.utils.config_check import check_overrides, require_values
-    from coordvlm.utils.sweep import JobFailure, finish_sweep
+    from coordvlm.utils.sweep import JobFailure, report_job
 
     overrides = list(args.overrides)
     jobs = check_overrides(hydra, name, overrides, multirun=True if args.multirun else None)
@@ -180,11 +183,25 @@ def _run(hydra: Hydra, name: str, main: Main, check: Check | None, args: argpars
     if multirun:
         if not args.multirun or mode == RunMode.RUN:
             overrides.append("hydra.mode=MULTIRUN")
-        return finish_sweep(_call_hydra(hydra.multirun, name, task, overrides))
+        return _sweep(hydra, name, main, task, overrides, args)
     value = _call_hydra(hydra.run, name, task, [*overrides, "hydra.mode=RUN"]).return_value
+    report_job(value)
     if isinstance(value, JobFailure):
         return value.status
     return int(value) if isinstance(value, int) else OK
+
+
+def _sweep(
+    hydra: Hydra, name: str, main: Main, task: Callable[[DictConfig], Any], overrides: list[str], args: argparse.Namespace
+) -> int:
+    from coordvlm.utils import sweep_launcher
+    from coordvlm.utils.sweep import SweepTask
+    from coordvlm.utils.sweep_process import ChildCommand
+
+    sweep_launcher.register()
+    config_dir = str(_config_dir(args.config_dir)) if args.config_dir else None
+    with SweepTask(task, ChildCommand.of(main, name, args.config_path, config_dir)) as sweep:
+        return sweep.finish(_call_hydra(hydra.multirun, name, sweep, overrides))
 
 
 def _run_rank(main: Main, about: str | None) -> int:
