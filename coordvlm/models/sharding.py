@@ -107,7 +107,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 def _squares(gradients: list[Tensor], *, sharded: bool) -> Tensor:
     parts = list(_local([g for g in gradients if isinstance(g, DTensor) == sharded]))
     device = next(_local(gradients)).device
-    return sum((g.float().pow(2).sum() for g in parts), torch.zeros((), device=device))
+    wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in parts]
+    return torch.stack([torch.zeros((), device=device), *(g.pow(2).sum() for g in wide)]).sum()
 
 
 def _local(gradients: Iterable[Tensor]) -> Iterator[Tensor]:

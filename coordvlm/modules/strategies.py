@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch.nn.parallel import DistributedDataParallel
 
 from coordvlm.models.sharding import scatter_optimizer_state, whole
 from coordvlm.modules.precision import BFloat16Weights
@@ -19,6 +22,7 @@ from coordvlm.utils.devices import Devices, settle
 def trainer_arguments(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of ``lightning.Trainer`` for the devices, the strategy and the precision that ``trainer`` names."""
     devices = settle(trainer)
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged has been summed over ranks
     num = devices.num_processes if launch.is_rank() else 1  # ranks are started by ``utils.launch``, never by Lightning
     plugins: list[Any] = [LightningEnvironment()] if num > 1 else []
     precision: str | None = devices.precision
@@ -34,10 +38,12 @@ def trainer_arguments(trainer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_strategy(devices: Devices) -> Strategy:
-    """For several processes. Buffers are constants here (id tables), so DDP need not send them at every step."""
+    """For several processes."""
     if devices.strategy == "fsdp":
         return ShardedStrategy(devices.num_processes)
-    return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    known = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before torch 2.13
+    return DDPStrategy(gradient_as_bucket_view=True, **{sync: False})  # buffers are constants here: id tables
 
 
 class ShardedStrategy(ModelParallelStrategy):

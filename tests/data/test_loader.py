@@ -163,14 +163,12 @@ def test_batches_of_all_ranks_together_are_those_of_one_process(num, batch_size,
 
 def test_a_rank_without_samples_gets_a_prompt_with_nothing_supervised():
     split = shapes(num_train=3, image_size=16, side_fraction=(0.25, 0.4), num_shapes=(1, 2)).split("train")
-    sampler = EpochBatches(3, batch_size=2, seed=0, rank=1, world_size=2)
     train = WindowedLoader(
         EncodedSplit(split, FakeEncoder(), with_answer=True), EpochBatches(3, batch_size=1, seed=0, rank=1, world_size=2),
         Collate(FakeEncoder()), num_workers=0, pin_memory=False, count_fn=None, accumulate=2,
     )
     real, filler = train
-    assert len(sampler) == 1
-    assert real.counts["box"] > 0
+    assert max(real.counts.values()) > 0
     assert len(filler) == 1
     assert set(filler.counts.values()) == {0}
     assert real.window.counts == {**real.counts}
