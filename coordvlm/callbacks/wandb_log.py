@@ -146,9 +146,11 @@ def has_key() -> bool:
 
 
 def sweep_name(folder: Path) -> str | None:
-    """The name of the multirun's folder, if the run in ``folder`` is one of its jobs (Hydra numbers jobs of a sweep only)."""
+    """The name of the multirun's folder, if the run in ``folder`` is one of its jobs.
+
+    Hydra numbers the jobs of a sweep only; a job that is a process of its own finds ``COORDVLM_SWEEP_JOB`` set.
+    """
     from hydra.core.hydra_config import HydraConfig
 
-    if not HydraConfig.initialized() or OmegaConf.is_missing(HydraConfig.get().job, "num"):
-        return None
-    return folder.parent.name
+    numbered = HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().job, "num")
+    return folder.parent.name if numbered or os.environ.get("COORDVLM_SWEEP_JOB") else None

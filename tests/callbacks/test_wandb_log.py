@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coordvlm.callbacks.wandb_log import WandbLog, has_key
+from coordvlm.callbacks.wandb_log import WandbLog, has_key, sweep_name
 from coordvlm.utils.errors import ConfigError
 from tests.callbacks.wandb_file import read_offline_run
 
@@ -65,6 +65,11 @@ def test_a_start_that_fails_ends_the_run_with_the_reason(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="W&B cannot start: Invalid project name 'a/b'"):
         log.setup(RANK_0, RANK_0, "fit")
     assert "WANDB_CACHE_DIR" not in os.environ
+
+
+def test_a_job_in_a_process_of_its_own_knows_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COORDVLM_SWEEP_JOB", str(tmp_path / "sweep" / "000_ab" / "result.json"))
+    assert sweep_name(tmp_path / "sweep" / "000_ab") == "sweep"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds W&B's process in /proc")
