@@ -1,0 +1,112 @@
+"""Measure this machine, and write what was found into a run folder.
+
+python -m coordvlm.bench case=input                       images and annotations to batches, on one core
+python -m coordvlm.bench case=input input.num_images=32 input.passes=3
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coordvlm.utils.cli import run_command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from coordvlm.analysis.bench_input import InputSpeed
+
+CASES = ("input",)
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what no benchmark is named for."""
+    from coordvlm.utils.errors import ConfigError
+    from coordvlm.utils.overrides import hint, nearest
+
+    if cfg.case not in CASES:
+        raise ConfigError(f"case must be one of {', '.join(CASES)}, got {cfg.case!r}{hint(nearest(str(cfg.case), CASES))}")
+    for key in ("num_images", "num_objects", "batch_size", "passes"):
+        if not isinstance(cfg.input[key], int) or cfg.input[key] < 1:
+            raise ConfigError(f"input.{key} must be an integer of at least 1, got {cfg.input[key]!r}")
+    if len(cfg.input.size) != 2 or min(cfg.input.size) < 64:
+        raise ConfigError(f"input.size must be a width and a height of at least 64 px, got {list(cfg.input.size)}")
+
+
+def main(cfg: DictConfig) -> float:
+    """One benchmark in ``paths.run_dir``; returns its headline figure."""
+    from omegaconf import OmegaConf
+
+    from coordvlm.utils.record import RunRecord
+
+    run_dir = Path(cfg.paths.run_dir)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    with RunRecord(run_dir, command="bench", config=plain) as record:
+        record.update(notes=cfg.notes)
+        return {"input": _input}[cfg.case](cfg, run_dir, record)
+
+
+def _input(cfg: DictConfig, run_dir: Path, record: Any) -> float:
+    """Images per second of the slowest resize rule."""
+    import tempfile
+
+    with record.time("import"):
+        import torch
+
+        from coordvlm import build
+        from coordvlm.analysis import bench_input
+        from coordvlm.contracts import ResizeRule
+        from coordvlm.utils.files import atomic_write_json
+
+    torch.set_num_threads(1)
+    setting = cfg.input
+    with record.time("build"):
+        encoder = build.build_model(cfg).encoder
+    before = bench_input.load_average()
+    with tempfile.TemporaryDirectory() as folder:
+        with record.time("write_images"):
+            file = bench_input.write_images(
+                Path(folder), num_images=setting.num_images, size=tuple(setting.size), num_objects=setting.num_objects,
+                quality=setting.quality, seed=cfg.seed,
+            )
+            kilobytes = sum(p.stat().st_size for p in Path(folder).glob("*.jpg")) / setting.num_images / 1e3
+        split = bench_input.read_split(file)
+        found = {}
+        for name, values in setting.rules.items():
+            rule = ResizeRule(mode="smart", size=None, **values)
+            with record.time(str(name)):
+                found[str(name)] = bench_input.measure_input(split, encoder, rule, batch_size=setting.batch_size, passes=setting.passes)
+    after = bench_input.load_average()
+    atomic_write_json(run_dir / "bench.json", {
+        "case": cfg.case, "images": {"size": list(setting.size), "kilobytes": kilobytes, "objects": setting.num_objects},
+        "passes": setting.passes, "load_average": {"before": before, "after": after},
+        "results": {name: bench_input.as_plain(speed) for name, speed in found.items()},
+    })
+    _show(cfg, found, kilobytes, before, after)
+    print(f"written: {run_dir / 'bench.json'}")
+    return min(speed.per_s.median for speed in found.values())
+
+
+def _show(cfg: DictConfig, found: dict[str, InputSpeed], kilobytes: float, before: Any, after: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from coordvlm.analysis.bench_input import PARTS
+
+    width, height = cfg.input.size
+    title = f"{width} x {height} JPEG, {kilobytes:.0f} kB, {cfg.input.num_objects} objects: images per second on one core"
+    table = Table("resize rule", "model sees", "images/s (min - max)", "images/CPU s", *[f"{p} ms" for p in PARTS], title=title)
+    for name, speed in found.items():
+        table.add_row(
+            name, "{} x {}".format(*speed.model_size), f"{speed.per_s.median:.0f} ({speed.per_s.low:.0f} - {speed.per_s.high:.0f})",
+            f"{speed.per_cpu_s.median:.0f}", *[f"{speed.part_ms[p]:.2f}" for p in PARTS],
+        )
+    console = Console(width=140)
+    console.print(table)
+    if before is not None:
+        console.print(f"load average {before[0]:.1f} before, {after[0]:.1f} after; median of {cfg.input.passes} passes")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("bench", main, check=check, about=__doc__))
