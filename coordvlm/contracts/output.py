@@ -17,6 +17,7 @@ class ModelOutput:
     Args:
         text_nll: float32[R], ``lse(z) - z_target`` over all live columns.
         text_lse: float32[R], ``lse(z)``. text_coord_lse: float32[R], ``lse`` of the coordinate columns.
+        text_correct: bool[R], no live column scores above the target. slot_correct: bool[N], likewise.
         slot_logits: float32[N, K], the coordinate columns in bin order.
         slot_lse: float32[N], ``lse(z)`` over all live columns.
         head_output: outputs of regression heads by name.
@@ -25,8 +26,10 @@ class ModelOutput:
     text_nll: Tensor | None = None
     text_lse: Tensor | None = None
     text_coord_lse: Tensor | None = None
+    text_correct: Tensor | None = None
     slot_logits: Tensor | None = None
     slot_lse: Tensor | None = None
+    slot_correct: Tensor | None = None
     head_output: Mapping[str, Tensor] | None = None
 
 

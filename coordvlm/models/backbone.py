@@ -28,7 +28,7 @@ from coordvlm.models.loading import FAMILIES
 from coordvlm.models.vision import PixelNorm, specialise_for_stills
 from coordvlm.utils.errors import ConfigError
 
-NEEDS = frozenset({"text_nll", "text_lse", "text_coord_lse", "slot_logits", "slot_lse"})
+NEEDS = frozenset({"text_nll", "text_lse", "text_coord_lse", "text_correct", "slot_logits", "slot_lse", "slot_correct"})
 
 
 @dataclass(frozen=True)
@@ -182,28 +182,28 @@ class Backbone(nn.Module):
         """Apply the head to the rows that ``needs`` reads. ``flat_hidden``: [B * T, D]."""
         out: dict[str, Any] = {}
         k = self.rows.num_bins
-        text = {"text_nll", "text_lse", "text_coord_lse"} & set(needs)
+        text = {"text_nll", "text_lse", "text_coord_lse", "text_correct"} & set(needs)
+        slots = {"slot_lse", "slot_correct"} & set(needs)
         slot_rows = flat_hidden[batch.slot_row]
         if "slot_logits" in needs:
             with torch.autocast(flat_hidden.device.type, enabled=False):
                 rows = self.rows.out[:k]
                 out["slot_logits"] = slot_rows.to(rows.dtype) @ rows.T
-        if text or "slot_lse" in needs:
+        if text or slots:
             parts, targets = [], []
             if text:
                 parts.append(flat_hidden[batch.text_row])
                 targets.append(self.rows.columns(batch.text_target))
-            if "slot_lse" in needs:
+            if slots:
                 parts.append(slot_rows)
                 targets.append(batch.slot_bin + self.rows.num_base)
-            lse, z_target, coord = lse_and_target(
+            lse, z_target, coord, best = lse_and_target(
                 torch.cat(parts), self.head_weight, self.rows.out, self.rows.shadow, torch.cat(targets), k
             )
             num_text = len(batch.text_row) if text else 0
             values = {"text_nll": (lse - z_target)[:num_text], "text_lse": lse[:num_text], "text_coord_lse": coord[:num_text]}
-            out.update({name: values[name] for name in text})
-            if "slot_lse" in needs:
-                out["slot_lse"] = lse[num_text:]
+            values |= {"text_correct": best[:num_text], "slot_lse": lse[num_text:], "slot_correct": best[num_text:]}
+            out.update({name: values[name] for name in text | slots})
         return ModelOutput(**out)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def full_logits(h_RD: Tensor, base_VD: Tensor, rows_ED: Tensor, shadow_V: Tensor
 
 def lse_and_target(
     h_RD: Tensor, base_VD: Tensor, rows_ED: Tensor, shadow_V: Tensor, target_R: Tensor, num_bins: int, chunk_bytes: int = CHUNK_BYTES
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-normaliser, target logit and log-mass of the coordinate columns of every row, in chunks.
 
     Logits are recomputed in the backward, so memory is one chunk, not ``R x V``. The base matmul runs in the weights' dtype, the
@@ -34,7 +34,7 @@ def lse_and_target(
         target_R: long[R], column of ``z`` (base id, or V + row); any valid column where the target logit is not used.
         num_bins: K, the first K new rows are coordinates.
     Returns:
-        lse[R], z_target[R], coord_lse[R].
+        lse[R], z_target[R], coord_lse[R], and bool[R]: no column is above the target's.
     """
     return _HeadLse.apply(h_RD, base_VD, rows_ED, shadow_V, target_R, num_bins, chunk_bytes)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -58,9 +58,10 @@ class _HeadLse(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: FunctionCtx, h: Tensor, base: Tensor, rows: Tensor, shadow: Tensor, target: Tensor, num_bins: int, chunk_bytes: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         acc, num_base = _acc_dtype(base), base.shape[0]
         lse, z_target, coord = (torch.empty(h.shape[0], dtype=acc, device=h.device) for _ in range(3))
+        best = torch.empty(h.shape[0], dtype=torch.bool, device=h.device)
         with torch.autocast(h.device.type, enabled=False):
             for part in _HeadLse._chunks(h, base, rows, chunk_bytes):
                 z, z_new = _HeadLse._logits(h[part], base, rows, shadow)
@@ -72,16 +73,18 @@ class _HeadLse(torch.autograd.Function):
                     old = torch.where(in_base, old, z_new.gather(1, (y - num_base).clamp(min=0)))
                     top = torch.maximum(top, z_new.amax(-1))
                 z_target[part] = old.squeeze(1)
+                best[part] = z_target[part] >= top
                 # exp in place: torch.logsumexp would hold two more copies of the chunk
                 lse[part] = (z.sub_(top[:, None]).exp_().sum(-1) + (z_new - top[:, None]).exp().sum(-1)).log() + top
                 coord[part] = z_new[:, :num_bins].logsumexp(-1)
         ctx.save_for_backward(h, base, rows, shadow, target, lse, coord)  # type: ignore[attr-defined]
         ctx.args = (num_bins, chunk_bytes)  # type: ignore[attr-defined]
-        return lse, z_target, coord
+        ctx.mark_non_differentiable(best)  # type: ignore[attr-defined]
+        return lse, z_target, coord, best
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, g_lse: Tensor, g_target: Tensor, g_coord: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, g_lse: Tensor, g_target: Tensor, g_coord: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         h, base, rows, shadow, target, lse, coord = ctx.saved_tensors  # type: ignore[attr-defined]
         num_bins, chunk_bytes = ctx.args  # type: ignore[attr-defined]
         need_h, need_base, need_rows = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ def parts(num: int = 9, dtype: torch.dtype = torch.float32, rows_dtype: torch.dt
 
 
 def chunked(p: Parts, chunk_bytes: int = CHUNK_BYTES) -> tuple[Tensor, Tensor, Tensor]:
-    return lse_and_target(p["h"], p["base"], p["rows"], p["shadow"], p["target"], K, chunk_bytes)
+    return lse_and_target(p["h"], p["base"], p["rows"], p["shadow"], p["target"], K, chunk_bytes)[:3]
 
 
 def naive(p: Parts) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,7 +66,7 @@ def test_gradients_pass_gradcheck() -> None:
     p = parts(num=4, dtype=torch.float64)
 
     def f(h: Tensor, base: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return lse_and_target(h, base, rows, p["shadow"], p["target"], K, 4 * (V + E) * 3)
+        return lse_and_target(h, base, rows, p["shadow"], p["target"], K, 4 * (V + E) * 3)[:3]
 
     assert torch.autograd.gradcheck(f, (p["h"], p["base"], p["rows"]))
 
@@ -165,3 +165,17 @@ def test_whole_logits_have_dead_columns_at_minus_infinity() -> None:
     assert z.shape == (9, V + E)
     assert torch.nonzero(torch.isinf(z).all(0)).flatten().tolist() == list(SHADOW)
     torch.testing.assert_close(z.logsumexp(-1), chunked(p)[0])
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, CHUNK_BYTES])
+def test_the_most_likely_target_is_said_to_be_so(chunk_bytes: int) -> None:
+    """Half of the targets are made the best live column; shadowed columns never are, and a tie counts."""
+    p = parts(num=12)
+    z = full_logits(p["h"], p["base"], p["rows"], p["shadow"]).detach()
+    target = torch.where(torch.arange(12) % 2 == 0, z.argmax(-1), p["target"])
+    p["base"].data[3] = p["base"].data[4]  # a tie of two columns
+    z = full_logits(p["h"], p["base"], p["rows"], p["shadow"]).detach()
+    correct = lse_and_target(p["h"], p["base"], p["rows"], p["shadow"], target, K, chunk_bytes)[3]
+    assert correct.tolist() == (z.gather(1, target[:, None])[:, 0] >= z.amax(-1)).tolist()
+    assert 0 < int(correct.sum()) < 12
+    assert not correct.requires_grad

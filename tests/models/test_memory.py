@@ -68,7 +68,7 @@ def test_a_chunk_bounds_the_logits_that_exist_at_a_time(rows_at_a_time: int) -> 
     h, base, rows = (torch.randn(n, width, requires_grad=True) for n in (num, table_rows, new_rows))
     shadow, target = torch.zeros(table_rows, dtype=torch.bool), torch.arange(num)
     with Largest() as seen:
-        lse, z_target, _ = lse_and_target(h, base, rows, shadow, target, 8, 4 * (table_rows + new_rows) * rows_at_a_time)
+        lse, z_target, *_ = lse_and_target(h, base, rows, shadow, target, 8, 4 * (table_rows + new_rows) * rows_at_a_time)
         (lse - z_target).sum().backward()
     assert seen.numel == max(rows_at_a_time, width) * table_rows
 
