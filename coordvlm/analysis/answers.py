@@ -1,0 +1,147 @@
+"""What predictions.jsonl says beside the metrics: pixel errors, how well each image went, and its boxes to draw.
+
+Shapes: I images, Q matched pairs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordvlm.contracts import GroundTruth, MatchedPairs
+from coordvlm.contracts.prediction import KEPT
+from coordvlm.metrics.pixels import euclidean
+from coordvlm.metrics.records import line_to_prediction
+from coordvlm.reports.gallery import Scene, scenes
+from coordvlm.utils.errors import DataError
+
+FloatArray = NDArray[np.float64]
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A run's answers, condensed.
+
+    Args:
+        image_ids: int64[I], ascending. score: float64[I] in [0, 1], mean of the image's F1 at IoU 0.5 and of its boxes' matched IoU;
+            an image without true boxes scores its F1, 1 when nothing was predicted.
+        px_error: float64[2Q], Euclidean corner errors of matched boxes in source px.
+    """
+
+    image_ids: NDArray[np.int64]
+    score: FloatArray
+    px_error: FloatArray
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of predictions.jsonl.
+
+    Raises:
+        DataError: a line that is no JSON mapping; names file and line.
+    """
+    lines = []
+    try:
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                lines.append(_line(text, f"{path}:{number}"))
+    except OSError as error:
+        raise DataError(f"predictions cannot be read: {error}", where=path) from error
+    return lines
+
+
+def _line(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"must be JSON: {error}", where=where) from error
+    if not isinstance(line, dict) or "id" not in line:
+        raise DataError("must be a mapping with an id", where=where)
+    return line
+
+
+def condense(lines: Sequence[Line], *, where: object) -> Answers:
+    """Errors and scores of every image.
+
+    Raises:
+        DataError: a line lacks a field, or its matches point nowhere.
+    """
+    ids, scores, errors = [], [], []
+    for line in lines:
+        try:
+            kept = [r for r in line["records"] if r["status"] in KEPT]
+            truth = {t["ann_id"]: t["box"] for t in line["truth"] if not t["iscrowd"]}
+            matches = line["matches"]
+            errors += [(kept[m["pred_index"]]["box"], truth[m["ann_id"]]) for m in matches]
+            overlap = sum(m["iou"] for m in matches)
+        except (KeyError, IndexError, TypeError) as error:
+            raise DataError(f"must hold records, truth and matches that fit: {error!r}", where=f"{where}, image {line['id']}") from error
+        items = len(kept) + len(truth)
+        f1 = 2 * len(matches) / items if items else 1.0
+        ids.append(int(line["id"]))
+        scores.append((f1 + overlap / len(truth)) / 2 if truth else f1)
+    boxes = np.asarray(errors, dtype=np.float64).reshape(-1, 2, 4)
+    order = np.argsort(ids)
+    error_px = euclidean((boxes[:, 0] - boxes[:, 1]).reshape(-1, 2))
+    return Answers(np.asarray(ids, dtype=np.int64)[order], np.asarray(scores, dtype=np.float64)[order], error_px)
+
+
+def truth_of(lines: Iterable[Line]) -> GroundTruth:
+    """The truth as the predictions carry it: boxes, names and sizes. Areas are the boxes' own, so it is not for COCO's numbers."""
+    lines = sorted(lines, key=lambda line: int(line["id"]))
+    names = tuple(sorted({t["category"] for line in lines for t in line["truth"]}))
+    number = {name: i for i, name in enumerate(names, 1)}
+    owned = [(int(line["id"]), t) for line in lines for t in line["truth"]]
+    boxes = np.asarray([t["box"] for _, t in owned], dtype=np.float64).reshape(-1, 4)
+    return GroundTruth(
+        image_ids=np.asarray([int(line["id"]) for line in lines], dtype=np.int64),
+        image_wh=np.asarray([line["size"] for line in lines], dtype=np.float64).reshape(-1, 2),
+        category_ids=np.arange(1, len(names) + 1),
+        category_names=names,
+        ann_ids=np.asarray([t["ann_id"] for _, t in owned], dtype=np.int64),
+        ann_image_id=np.asarray([i for i, _ in owned], dtype=np.int64),
+        ann_category_id=np.asarray([number[t["category"]] for _, t in owned], dtype=np.int64),
+        ann_xyxy_px=boxes,
+        ann_area=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+        ann_iscrowd=np.asarray([t["iscrowd"] for _, t in owned], dtype=np.bool_),
+    )
+
+
+def scenes_of(lines: Sequence[Line]) -> dict[int, Scene]:
+    """The images of these lines as the gallery draws them."""
+    truth = truth_of(lines)
+    predictions = [line_to_prediction(line) for line in lines]
+    found = [(int(line["id"]), m) for line in lines for m in line["matches"]]
+    empty = np.zeros((len(found), 4))
+    pairs = MatchedPairs(
+        np.asarray([i for i, _ in found], dtype=np.int64), np.asarray([m["pred_index"] for _, m in found], dtype=np.int64),
+        np.asarray([m["ann_id"] for _, m in found], dtype=np.int64), np.asarray([m["iou"] for _, m in found], dtype=np.float64),
+        empty, empty,
+    )
+    return {scene.image_id: scene for scene in scenes(truth, predictions, pairs)}
+
+
+def most_disputed(scores: Mapping[str, Sequence[Answers]], count: int) -> list[tuple[int, float, dict[str, float]]]:
+    """The images on which groups differ most: (id, gap, group -> mean score over seeds), the largest gap first.
+
+    The gap is between the best and the worst group's mean, less one standard error over seeds of their difference, so that an
+    image on which single runs are erratic does not look like one on which recipes disagree.
+    """
+    means = {name: np.mean([a.score for a in runs], axis=0) for name, runs in scores.items()}
+    errors = {name: np.var([a.score for a in runs], axis=0, ddof=1) / len(runs) if len(runs) > 1 else np.zeros_like(means[name])
+              for name, runs in scores.items()}
+    mean, error = np.stack(list(means.values())), np.stack(list(errors.values()))
+    best, worst = mean.argmax(0), mean.argmin(0)
+    column = np.arange(mean.shape[1])
+    gap = mean[best, column] - mean[worst, column] - np.sqrt(error[best, column] + error[worst, column])
+    ids = next(iter(scores.values()))[0].image_ids
+    order = [i for i in np.lexsort((ids, -gap))[:count] if gap[i] > 0]
+    return [(int(ids[i]), float(gap[i]), {name: float(m[i]) for name, m in means.items()}) for i in order]
+
+

@@ -1,0 +1,139 @@
+"""What a comparison found, in sentences: one per pair, that says no more than the interval does."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from coordvlm.reports.compare_data import Comparison, Estimate, PairResult
+from coordvlm.reports.tables import describe
+
+#: Metrics named by what they are about.
+_NAMES = {
+    "duplicate_rate": "duplicates", "parse_rate": "parse rate", "truncation_rate": "truncation", "absent_class_rate": "absent classes",
+    "px_mean": "mean pixel error", "px_median": "median pixel error",
+}
+_SHARES = re.compile(r"(AP|AR|F1|pck|acc)(_|\d|$)|_rate$")
+
+
+def scale(metric: str) -> tuple[float, str]:
+    """(factor, unit) in which a metric's differences are shown: shares in points of 100, pixels in px."""
+    if _SHARES.search(metric):
+        return 100.0, "" if metric.startswith(("AP", "AR", "F1")) else "points"
+    if metric.startswith("px384"):
+        return 1.0, "px of 384"
+    return 1.0, "px" if metric.startswith("px") else "s" if metric.startswith("seconds") else ""
+
+
+def amount(metric: str, value: float, *, signed: bool = False, unit: bool = True) -> str:
+    """A value as shown: ``3.1 AP``, ``1.2 points duplicates`` without the name, ``0.41 px``; a dash for NaN."""
+    if not math.isfinite(value):
+        return "–"
+    factor, name = scale(metric)
+    shown = value * factor
+    digits = 1 if factor == 100 else 2 if abs(shown) < 100 else 0
+    if shown and abs(shown) < 0.5 * 10**-digits:
+        digits += 1
+    text = f"{shown:+.{digits}f}" if signed else f"{shown:.{digits}f}"
+    text = text.replace("-", "−")
+    words = name or (metric if factor == 100 else "")
+    return f"{text} {words}".rstrip() if unit else text
+
+
+def span(metric: str, low: float, high: float) -> str:
+    """``[1.2, 5.0]``, or "" where there is no interval."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"[{amount(metric, low, unit=False)}, {amount(metric, high, unit=False)}]"
+
+
+def estimate(metric: str, found: Estimate) -> str:
+    """``63.1 ± 0.8``: mean and standard deviation over seeds."""
+    spread = f" ± {amount(metric, found.spread, unit=False)}" if math.isfinite(found.spread) else ""
+    return f"{amount(metric, found.value, unit=False)}{spread}"
+
+
+def title(metric: str) -> str:
+    """The metric with its unit, for a column: ``AP (%)``, ``px_mean (px)``."""
+    factor, unit = scale(metric)
+    return f"{metric} (%)" if factor == 100 else f"{metric} ({unit})" if unit else metric
+
+
+def verdict(comparison: Comparison, pair: PairResult) -> str:
+    """One sentence for a pair: the deciding metric with its interval, then what is named beside it."""
+    head = _headline(comparison, pair)
+    beside = [_beside(comparison, other) for name in comparison.verdict_metrics for other in comparison.of(name)
+              if name != pair.metric and (other.first, other.second) == (pair.first, pair.second)]
+    named = [b for b in beside if b[1] == "differs"]
+    silent = [b[0] for b in beside if b[1] == "same"]
+    equal = [b[0] for b in beside if b[1] == "equal"]
+    unknown = [b[0] for b in beside if b[1] == "undefined"]
+    parts = [head, *(b[0] for b in named)]
+    if silent:
+        parts.append(f"no difference shown in {_and(silent)}")
+    if equal:
+        parts.append(f"equal in {_and(equal, 'and')}")
+    if unknown:
+        parts.append(f"undefined: {_and(unknown, 'and')}")
+    return "; ".join(parts) + _seeds(pair) + "."
+
+
+def _headline(c: Comparison, pair: PairResult) -> str:
+    metric = pair.metric
+    if not math.isfinite(pair.value):
+        return f"{pair.first} and {pair.second} cannot be compared: {metric} is undefined in some of their runs"
+    winner, loser, sign = _ordered(pair)
+    low, high = sorted((sign * pair.low, sign * pair.high)) if math.isfinite(pair.low) else (math.nan, math.nan)
+    if not math.isfinite(pair.p):
+        return f"{winner} has {amount(metric, abs(pair.value))} more than {loser}, but {metric} has no interval"
+    if pair.differs(c.level):
+        word = "beats" if _better(metric) else "is above"
+        return f"{winner} {word} {loser} by {amount(metric, abs(pair.value))} {span(metric, low, high)}"
+    if pair.se == 0:
+        return f"{pair.first} and {pair.second} are equal in {metric}"
+    seen = f"a difference of {amount(metric, pair.detectable)} would have been seen with {c.power * 100:g}\u00a0%"
+    found = f"{winner} {amount(metric, sign * pair.value, signed=True, unit=False)} {span(metric, low, high)}"
+    if pair.p < c.level:
+        many = len(c.of(metric))
+        return f"no difference shown between {winner} and {loser} in {metric} once {many} comparisons are allowed for ({found}; {seen})"
+    return f"no difference shown between {winner} and {loser} in {metric} ({found}; {seen})"
+
+
+def _ordered(pair: PairResult) -> tuple[str, str, int]:
+    """(better, worse, sign) where sign turns the difference into better minus worse as shown: an amount by which it wins."""
+    better = _better(pair.metric) or 1
+    if pair.value * better >= 0:
+        return pair.first, pair.second, better
+    return pair.second, pair.first, -better
+
+
+def _better(metric: str) -> int:
+    """+1 higher is better, -1 lower, 0 unknown."""
+    known = describe(metric)[1]
+    if known:
+        return known
+    return 1 if re.match(r"(AP|AR|F1)", metric) else -1 if metric in ("tokens_per_image", "seconds_per_image") else 0
+
+
+def _beside(c: Comparison, pair: PairResult) -> tuple[str, str]:
+    """(words, kind) of a metric beside the deciding one, told of the deciding metric's winner's rival where it differs."""
+    name = _NAMES.get(pair.metric, pair.metric)
+    if not math.isfinite(pair.p):
+        return name, "undefined"
+    if not pair.differs(c.level):
+        return name, "equal" if pair.se == 0 else "same"
+    winner, _, _ = _ordered(pair)
+    return f"{winner} better in {name} by {amount(pair.metric, abs(pair.value))}", "differs"
+
+
+def _seeds(pair: PairResult) -> str:
+    few = min(pair.seeds)
+    if few >= 3:
+        return ""
+    if few == 1:
+        return " (one seed: the interval knows image noise only)"
+    return " (two seeds: seed noise is poorly known)"
+
+
+def _and(words: list[str], last: str = "or") -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
