@@ -98,8 +98,10 @@ def output_of(logits_BTV: Tensor, batch: Batch) -> ModelOutput:
         text_nll=text.logsumexp(-1) - text.gather(1, batch.text_target[:, None]).squeeze(1),
         text_lse=text.logsumexp(-1),
         text_coord_lse=text[:, NUM_TEXT:].logsumexp(-1),
+        text_correct=text.argmax(-1) == batch.text_target,
         slot_logits=slot[:, NUM_TEXT:],
         slot_lse=slot.logsumexp(-1),
+        slot_correct=slot.argmax(-1) == batch.slot_bin + NUM_TEXT,
     )
 
 
