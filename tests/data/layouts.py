@@ -148,3 +148,23 @@ def coco_to_voc(data: Mapping[str, Any], images: Path, root: Path, split: str) -
         os.link(images / image["file_name"], root / "JPEGImages" / f"{stem}.jpg")
         objects = [voc_object(desc, (x1 + 1, y1 + 1, x2, y2)) for _, desc, (x1, y1, x2, y2), _ in boxes_of(data, image["id"])]
         (root / "Annotations" / f"{stem}.xml").write_text(voc_xml(*objects, size=(image["width"], image["height"])))
+
+
+# ----------------------------------------------------------------- a small data set for tests of the configuration
+def write_small(kind: str, root: Path) -> list[str]:
+    """Two images in ``train``, one in ``val``; returns the overrides that train on them. ``kind``: jsonl, yolo or voc."""
+    root.mkdir(parents=True, exist_ok=True)
+    if kind == "jsonl":
+        write_jsonl(root, line("a.png", ("dog", [1, 2, 20, 25]), ("cat", [20, 5, 40, 15])), line("b.png"), name="train.jsonl")
+        write_jsonl(root, line("c.png", ("dog", [1, 2, 20, 25])), name="val.jsonl")
+        declared = ["data.source.boxes=pixel", "data.source.box_format=xyxy"]
+    elif kind == "yolo":
+        yaml = "train: images/train\nval: images/val\nnames: [dog, cat]\n"
+        write_yolo(root, {"a": "0 0.5 0.5 0.25 0.2\n1 0.25 0.5 0.5 1.0\n", "b": None}, yaml=yaml)
+        write_yolo(root, {"c": "0 0.5 0.5 0.25 0.2\n"}, split="val", yaml=yaml)
+        declared = []
+    else:
+        write_voc(root, {"a": voc_xml(voc_object("dog", (1, 1, 40, 30)), voc_object("cat", (5, 6, 9, 9))), "b": voc_xml()})
+        write_voc(root, {"c": voc_xml(voc_object("dog", (1, 1, 40, 30)))}, split="val")
+        declared = ["data.source.one_based=true"]
+    return [f"data={kind}", f"data.root={root}", *declared]
