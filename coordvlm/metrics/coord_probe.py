@@ -21,7 +21,9 @@ from coordvlm.coords.grid import Grid
 from coordvlm.coords.readout import upcast
 
 #: Columns of the slot table, in order.
-SLOT = ("expected_abs_err", "argmax_abs_err", "w1_to_delta", "token_acc", "token_acc_top5", "p_gt", "margin", "coord_mass", "entropy", "std_bins")
+SLOT = (
+    "expected_abs_err", "argmax_abs_err", "w1_to_delta", "token_acc", "token_acc_top5", "p_gt", "margin", "coord_mass", "entropy", "std_bins"
+)
 AXES = ("x1", "y1", "x2", "y2")
 #: COCO's buckets of box area in source px.
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
@@ -68,16 +70,14 @@ class CoordProbe(Metric):
     @torch.no_grad()
     def update(self, output: ModelOutput, batch: Batch) -> None:
         """Add a micro-batch; tensors stay on its device."""
-        logits, lse, correct = output.slot_logits, output.slot_lse, output.slot_correct
-        assert logits is not None and lse is not None and correct is not None, "the probe names these fields in `needs`"
-        assert output.text_lse is not None and output.text_coord_lse is not None and output.text_correct is not None
-        s = upcast(logits.detach())
-        self._rows["slot"].append(
-            torch.cat((slot_statistics(s, upcast(lse.detach()), correct, batch.slot_bin), self._kinds(batch, s.device)[:, None]), 1)
-        )
+        given: dict[str, Tensor] = {name: getattr(output, name) for name in self.needs}
+        assert all(isinstance(x, Tensor) for x in given.values()), f"the probe names in `needs` what it reads: {sorted(self.needs)}"
+        s = upcast(given["slot_logits"].detach())
+        table = slot_statistics(s, upcast(given["slot_lse"].detach()), given["slot_correct"], batch.slot_bin)
+        self._rows["slot"].append(torch.cat((table, self._kinds(batch, s.device)[:, None]), 1))
         self._rows["box"].append(self._boxes(s, batch))
-        mass = (upcast(output.text_coord_lse.detach()) - upcast(output.text_lse.detach())).exp()
-        self._rows["text"].append(torch.stack((mass, output.text_correct.to(mass.dtype)), -1))
+        mass = (upcast(given["text_coord_lse"].detach()) - upcast(given["text_lse"].detach())).exp()
+        self._rows["text"].append(torch.stack((mass, given["text_correct"].to(mass.dtype)), -1))
 
     def _kinds(self, batch: Batch, device: torch.device) -> Tensor:
         """Axis + 4 x size bucket of each slot, float[N]."""
