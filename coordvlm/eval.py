@@ -1,19 +1,52 @@
-"""Score a checkpoint on a split, with the contract it was trained with.
+"""Score a checkpoint on a split, with the contract it was trained with; or a base model as it is.
 
 python -m coordvlm.eval run=latest
 python -m coordvlm.eval run=outputs/train/<run> split=val decode.grammar=true
+python -m coordvlm.eval run=null model=qwen3vl_4b sequence=json_digits coords=qwen1000 data=coco
+                                                           an untouched base model, under the same protocol
+python -m coordvlm.eval run=latest base=outputs/eval/<run> the difference to another evaluation, with its interval
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coordvlm.utils.cli import run_command
+from coordvlm.utils.cli import REFUSED, report_error, run_command
+from coordvlm.utils.errors import ConfigError, CoordVLMError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from coordvlm.utils.record import RunRecord
+
+#: What is composed for ``run=null``.
+BASE_CONFIG = "eval_base"
+UNTOUCHED = "base model, untouched"
+#: Groups that a trained run brings with it.
+_OF_THE_RUN = ("model", "sequence", "coords")
+#: Groups and keys of ``train`` that mean nothing where nothing is trained.
+_OF_TRAINING = ("loss", "optim", "logger", "resume", "inspect")
+_SHOWS = frozenset({"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"})
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is evaluated.
+
+    Args:
+        name: in words. checkpoint: its folder; None: nothing is loaded into the base model.
+        budget: new tokens per image that the run had measured. log: the CSV log of its training. selected_on: see ``metrics.json``.
+    """
+
+    name: str
+    checkpoint: Path | None = None
+    budget: int | None = None
+    log: Path | None = None
+    selected_on: str = ""
 
 
 def main(cfg: DictConfig) -> float:
@@ -24,29 +57,52 @@ def main(cfg: DictConfig) -> float:
     from coordvlm.utils.runs import resolve_run
 
     run_dir = Path(cfg.paths.run_dir)
-    ref = resolve_run(cfg.run, outputs=Path(cfg.paths.outputs))
+    ref = None if cfg.run is None else resolve_run(cfg.run, outputs=Path(cfg.paths.outputs))
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     with RunRecord(run_dir, command="eval", config=plain) as record:
+        record.update(notes=cfg.notes)
+        if ref is None:
+            record.update(evaluated={"what": UNTOUCHED}, seed=cfg.seed, choices=_choices())
+            return _evaluate(cfg, cfg, Scored(f"{cfg.model.name}, {UNTOUCHED}"), run_dir, record)
         trained = RunRecord.read(ref.run_dir)
         record.update(
             evaluated={"run": str(ref.run_dir), "checkpoint": str(ref.checkpoint_dir), "status": trained["status"]},
-            notes=cfg.notes,
             **{k: trained[k] for k in ("choices", "seed", "contract", "data_counts", "data", "dropped") if k in trained},
         )
-        return _evaluate(cfg, merged_config(cfg, ref.run_dir), ref, trained, run_dir, record)
+        budget = trained.get("decode", {}).get("max_new_tokens")
+        scored = Scored(ref.run_dir.name, ref.checkpoint_dir, budget, ref.run_dir / "log.csv", "val")
+        return _evaluate(cfg, merged_config(cfg, ref.run_dir), scored, run_dir, record)
+
+
+def check(cfg: DictConfig) -> None:
+    """Refused before anything is built."""
+    if cfg.split not in ("test", "val"):
+        raise ConfigError(f"split must be test or val, got {cfg.split!r}")
+    if cfg.run is None and "model" not in cfg:
+        raise ConfigError(f"run=null needs a configuration with a model, such as -cn {BASE_CONFIG}")
+    if cfg.base is not None:
+        from coordvlm.analysis.base import open_base
+
+        open_base(cfg.base, outputs=cfg.paths.outputs)
+
+
+def _choices() -> dict[str, str]:
+    """What was chosen on the command line, for the record."""
+    from hydra.core.hydra_config import HydraConfig
+
+    chosen = HydraConfig.get().runtime.choices
+    return {n: chosen[n] for n in ("experiment", "model", "data", "sequence", "coords", "debug") if chosen.get(n)}
 
 
 def merged_config(cfg: DictConfig, trained_run: Path) -> DictConfig:
     """The trained run's config with this command's settings on top; null means: as trained."""
     from omegaconf import OmegaConf
 
-    from coordvlm.utils.errors import ConfigError
-
     saved = trained_run / "config.yaml"
     if not saved.is_file():
         raise ConfigError(f"{trained_run} has no config.yaml, so the model cannot be built again")
     config = OmegaConf.load(saved)
-    for group in ("decode", "data", "metrics"):
+    for group in ("decode", "data", "metrics", "trainer"):
         for key, value in cfg[group].items():
             if value is not None:
                 OmegaConf.update(config, f"{group}.{key}", value)
@@ -55,27 +111,34 @@ def merged_config(cfg: DictConfig, trained_run: Path) -> DictConfig:
     return config  # type: ignore[return-value]
 
 
-def _evaluate(cfg: DictConfig, config: DictConfig, ref: Any, trained: dict[str, Any], run_dir: Path, record: Any) -> float:
+def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path, record: RunRecord) -> float:
+    """Build what ``config`` says, load the checkpoint if there is one, score it."""
     with record.time("import"):
         import torch
 
         from coordvlm import build
+        from coordvlm.analysis.base import open_base
         from coordvlm.callbacks import finish
         from coordvlm.callbacks.checkpoint import load_trained
-        from coordvlm.utils.errors import ConfigError
-        from coordvlm.utils.seeds import seed_everything
+        from coordvlm.utils.seeds import choose_seed, seed_everything
+        from coordvlm.utils.targets import validate_targets
 
-    if cfg.split not in ("test", "val"):
-        raise ConfigError(f"split must be test or val, got {cfg.split!r}")
+    if scored.checkpoint is None:
+        validate_targets(config, build.SUPPLIED)
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     with record.time("build"):
-        seed_everything(config.seed)
-        budget = trained.get("decode", {}).get("max_new_tokens")
-        experiment = build.build_experiment(config, split=cfg.split, budget=budget)
+        seed_everything(choose_seed(config.seed))
+        experiment = build.build_experiment(config, split=cfg.split, budget=scored.budget)
         trainer = build.build_trainer(config, run_dir, experiment.model.contract, logged=False)
-        load_trained(ref.checkpoint_dir, experiment.model.backbone, experiment.model.contract)
+        if scored.checkpoint is not None:
+            load_trained(scored.checkpoint, experiment.model.backbone, experiment.model.contract)
     record.update(protocol=experiment.protocol["hash"], decode=experiment.decode)
+    if scored.checkpoint is None:
+        record.update(contract=experiment.model.contract.hash(), data=dict(experiment.source.digests()))
+    base = open_base(cfg.base, outputs=cfg.paths.outputs)
+    if base is not None:
+        base.require(experiment.protocol, seed=config.metrics.seed, num_replicates=config.metrics.num_replicates)
     return finish.score_and_report(
         run_dir,
         experiment=experiment,
@@ -83,10 +146,47 @@ def _evaluate(cfg: DictConfig, config: DictConfig, ref: Any, trained: dict[str, 
         loader=experiment.data.eval_dataloader(cfg.split),
         asked=cfg.split,
         record=record,
-        title=f"{experiment.title}, {ref.run_dir.name}",
-        log=ref.run_dir / "log.csv",
+        title=f"{experiment.title}, {scored.name}",
+        log=scored.log,
+        selected_on=scored.selected_on,
+        compare=None if base is None else base.compare,
     )
 
 
+def base_arguments(argv: Sequence[str]) -> list[str]:
+    """``run=null`` has groups and keys of its own; what does not go with ``run=`` is refused in a sentence.
+
+    Raises:
+        ConfigError: a model, sequence or grid beside a trained run; settings of a training, or no model, beside ``run=null``.
+    """
+    given = {a.partition("=")[0].lstrip("+~"): a.partition("=")[2].strip("\"'") for a in argv if "=" in a and not a.startswith("-")}
+    if {"-cn", "--config-name"} & set(argv):
+        return list(argv)
+    if given.get("run", "") != "null":
+        if found := _of(_OF_THE_RUN, given):
+            brings = "brings its own model, sequence and coords: they decide what its numbers mean"
+            subject = f"run={given['run']}" if "run" in given else "a trained run"
+            raise ConfigError(f"{found} is for run=null, which scores a base model as it is; {subject} {brings}")
+        return list(argv)
+    if found := _of(_OF_TRAINING, given):
+        raise ConfigError(f"{found} has no effect with run=null: a base model is scored as it is, nothing is trained")
+    if not {"model", "experiment"} & set(given) and not _SHOWS & set(argv):
+        raise ConfigError("run=null scores a base model as it is: say which, with model=... (and sequence=, coords= as it writes boxes)")
+    return ["-cn", BASE_CONFIG, *argv]
+
+
+def _of(groups: Sequence[str], given: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in given.items() if key.partition(".")[0].partition("@")[0] in groups)
+
+
+def cli(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    try:
+        argv = base_arguments(argv)
+    except CoordVLMError as error:
+        return report_error(error, REFUSED)
+    return run_command("eval", main, check=check, about=__doc__, argv=argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command("eval", main, about=__doc__))
+    sys.exit(cli(sys.argv[1:]))

@@ -4,6 +4,7 @@ python -m coordvlm.train                                   the tiny default on s
 python -m coordvlm.train loss=ce|coordexp|hybrid           which way of teaching
 python -m coordvlm.train data=coco data.root=/path/to/coco your own COCO JSON
 python -m coordvlm.train debug=fast|overfit|inspect        try it, overfit one batch, look at the first batch
+python -m coordvlm.train base=outputs/eval/<run>           and say how it differs from an untouched model: see coordvlm.eval run=null
 python -m coordvlm.train resume=latest                     go on after an interruption
 python -m coordvlm.train --multirun loss=ce,hybrid seed=0,1
 """
@@ -54,6 +55,10 @@ def check(cfg: DictConfig) -> None:
     """Refused before anything is built: devices that are not there, unknown strategies and precisions."""
     launch.refuse_foreign_launcher()
     settle(cfg.trainer)
+    if cfg.base is not None:
+        from coordvlm.analysis.base import open_base
+
+        open_base(cfg.base, outputs=cfg.paths.outputs)
 
 
 def choices() -> dict[str, Any]:
@@ -90,6 +95,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
 
 
 def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, record: RunRecord) -> float | None:
+    from coordvlm.analysis.base import open_base
     from coordvlm.callbacks import finish
 
     backbone, source = experiment.model.backbone, experiment.source
@@ -107,6 +113,8 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
         decode=experiment.decode,
         data_notes=list(getattr(source, "notes", ())),
     )
+    if (base := open_base(cfg.base, outputs=cfg.paths.outputs)) is not None:
+        base.require(experiment.protocol, seed=cfg.metrics.seed, num_replicates=cfg.metrics.num_replicates)
     if record.writes:
         _first_batch(cfg, experiment, run_dir, record)
     if cfg.inspect:
@@ -127,6 +135,7 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
         asked="test",
         record=record,
         title=experiment.title,
+        compare=None if base is None else base.compare,
     )
 
 

@@ -35,10 +35,10 @@ def write_evaluation(
     """Write all four files; each replaces an earlier one as a whole.
 
     Args:
-        seed: of the bootstrap weights.
+        seed: of the bootstrap weights. selected_on: "" for a model that was not selected.
         prompt, sha1: sample id -> prompt text, hash of the image file (None for images that are no files).
     """
-    content = evaluation_to_json(evaluation, split=split, protocol=protocol["hash"], timing=timing, selected_on=selected_on)
+    content = evaluation_to_json(evaluation, split=split, protocol=protocol["hash"], timing=timing, selected_on=selected_on or None)
     atomic_write_json(folder / "metrics.json", {**content, "readouts": readouts, "protocol_values": dict(protocol)})
     atomic_write_text(folder / "metrics.csv", metrics_csv(evaluation.metrics))
     index = TruthIndex(truth, evaluation.pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from coordvlm.callbacks.evaluation_writer import readout_table, write_evaluation
 from coordvlm.callbacks.split_images import SplitImages as SplitImages
 from coordvlm.callbacks.tracker import close_trackers
 from coordvlm.contracts import Contract, Evaluation, GroundTruth
+from coordvlm.reports.base_beside import BaseComparison, beside_table, comparison_to_json
 from coordvlm.reports.run_report import RunSummary, write_run_report
 from coordvlm.reports.tables import metric_table
+from coordvlm.utils.files import atomic_write_json
 from coordvlm.utils.record import RunRecord
 
 
@@ -82,6 +84,7 @@ def write_report(
     selected_on: str = "",
     protocol: Mapping[str, Any] | None = None,
     log: Path | None = None,
+    base: BaseComparison | None = None,
 ) -> Path:
     """Draw the page from what there is; what is missing is named on it."""
     summary = RunSummary(
@@ -97,16 +100,19 @@ def write_report(
         split=split,
         selected_on=selected_on,
         protocol="" if protocol is None else protocol["hash"],
+        base=base,
     )
     return write_run_report(run_dir / "report.html", summary)
 
 
-def print_result(evaluation: Evaluation, module: Any, report: Path, *, title: str) -> None:
+def print_result(evaluation: Evaluation, module: Any, report: Path, *, title: str, base: BaseComparison | None = None) -> None:
     """The metric table, and where the report is."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
     console.print(metric_table(evaluation.metrics, readout_table(module.readout_evaluations), title=title))
+    if base is not None:
+        console.print(beside_table(base))
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
@@ -120,6 +126,8 @@ def score_and_report(
     record: RunRecord,
     title: str,
     log: Path | None = None,
+    selected_on: str = "val",
+    compare: Callable[[Evaluation, Path], BaseComparison] | None = None,
 ) -> float:
     """What ``train`` and ``eval`` end with: score the loaded weights, close the record, draw the page, print the table.
 
@@ -127,6 +135,8 @@ def score_and_report(
         experiment: a ``build.Experiment``. loader: of the images that ``experiment.truth`` holds.
         asked: the split's name as asked for (``experiment.split`` says what stands in for it).
         log: the CSV log to draw curves from; default: this run's.
+        selected_on: the data that the checkpoint was chosen on; "" for a model that was not chosen.
+        compare: sets this evaluation, written to a folder, beside the base that was given.
     Returns:
         AP.
     """
@@ -137,14 +147,18 @@ def score_and_report(
         "truth": experiment.truth,
         "images": images,
         "split": experiment.split,
-        "selected_on": "val",
+        "selected_on": selected_on,
         "protocol": experiment.protocol,
         "record": record,
     }
     evaluation = evaluate_run(run_dir, trainer=trainer, loader=loader, prompt_text=experiment.model.encoder.prompt.prompt_text, **scored)
     close_trackers(trainer, ok=True)  # a failure above has closed them already
     record.update(skipped_images=dict(experiment.data.unreadable()))
+    base = compare(evaluation, run_dir) if compare is not None else None
+    if base is not None:
+        atomic_write_json(run_dir / "base.json", comparison_to_json(base))
+        record.update(base={"folder": base.folder, "sentence": base.sentence})
     record.close("finished")
-    report = write_report(run_dir, contract=contract, evaluation=evaluation, log=log, **scored)
-    print_result(evaluation, module, report, title=title)
+    report = write_report(run_dir, contract=contract, evaluation=evaluation, log=log, base=base, **scored)
+    print_result(evaluation, module, report, title=title, base=base)
     return float(evaluation.metrics["AP"].value)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coordvlm.reports import page, sections_head, sections_results, sections_run
+from coordvlm.reports import base_beside, page, sections_head, sections_results, sections_run
 from coordvlm.reports.summary import RunSummary
 
 __all__ = ["RunSummary", "write_run_report"]
 
 _CONTENTS = (
-    ("metrics", "Results"), ("pictures", "Pictures"), ("pixels", "Pixel error"), ("overlap", "Overlap"), ("agreement", "Coordinates"),
-    ("classes", "Classes"), ("readouts", "Read-outs"), ("drops", "Parser"), ("training", "Training"), ("contract", "Contract"),
-    ("data", "Data"), ("timing", "Time"), ("record", "Record"),
+    ("base", "Base beside tuned"), ("metrics", "Results"), ("pictures", "Pictures"), ("pixels", "Pixel error"), ("overlap", "Overlap"),
+    ("agreement", "Coordinates"), ("classes", "Classes"), ("readouts", "Read-outs"), ("drops", "Parser"), ("training", "Training"),
+    ("contract", "Contract"), ("data", "Data"), ("timing", "Time"), ("record", "Record"),
 )
 
 
@@ -24,6 +24,7 @@ def write_run_report(path: Path, run: RunSummary) -> Path:
     """
     body = [
         sections_head.headline(run),
+        base_beside.beside(run.base),
         sections_head.results(run),
         sections_results.pictures(run),
         sections_results.pixel_errors(run),
@@ -38,5 +39,6 @@ def write_run_report(path: Path, run: RunSummary) -> Path:
         sections_run.timing(run),
         sections_run.record(run),
     ]
+    contents = [(anchor, title) for anchor, title in _CONTENTS if anchor != "base" or run.base is not None]
     name = run.choice("experiment") or run.choice("loss") or "run"
-    return page.write(path, page.document(f"{name} ({run.status}) - coordvlm", body, contents=_CONTENTS))
+    return page.write(path, page.document(f"{name} ({run.status}) - coordvlm", body, contents=contents))

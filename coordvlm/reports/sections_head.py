@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from coordvlm.contracts import Contract
-from coordvlm.reports import tables
+from coordvlm.reports import base_beside, tables
 from coordvlm.reports.page import Child, Markup, definitions, fold, join, missing, section, table, tag
 from coordvlm.reports.summary import RunSummary, flatten, quantity
 
@@ -26,7 +26,8 @@ def headline(run: RunSummary) -> Markup:
     state = join(tag("code", str(commit)[:12]), " with uncommitted changes" if run.info("git.dirty") else "") if commit else None
     seconds = run.run_info.get("seconds")
     facts = definitions([
-        ("experiment", run.choice("experiment")), ("loss", recipe), ("model", model), ("data", source), ("measured on", run.split),
+        ("experiment", run.choice("experiment")), ("loss", recipe), ("model", model),
+        ("evaluated", run.info("evaluated.what", "evaluated.run")), ("data", source), ("measured on", run.split),
         ("checkpoint chosen on", run.selected_on), ("read-out", run.readout), ("seed", run.info("seed")), ("commit", state),
         ("started", _moment(run.info("started"))), ("ended", _moment(run.info("ended"))),
         ("wall time", quantity("seconds", seconds) if seconds is not None else None), ("host", run.info("hostname")),
@@ -34,6 +35,7 @@ def headline(run: RunSummary) -> Markup:
     shown = run.info("command_line", "command")
     return join(
         _alert(run),
+        base_beside.headline(run.base),
         tag("h1", title or "Run", " ", tag("span", word, class_=f"pill {kind}")),
         tag("pre", shown) if shown else missing("The command is not recorded."),
         facts,

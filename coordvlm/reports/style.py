@@ -35,6 +35,7 @@ code{background:var(--wash);padding:.08em .35em;border-radius:4px;overflow-wrap:
 pre{background:var(--wash);padding:.7rem .9rem;border-radius:7px;white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0}
 .alert{border-radius:10px;padding:.9rem 1.2rem;margin:1rem 0;border:1px solid;font-size:1rem}
 .alert strong{display:block;font-size:1.15rem}
+.alert.good{color:var(--good);background:var(--good-bg)}
 .alert.bad{color:var(--bad);background:var(--bad-bg)}.alert.warn{color:var(--warn);background:var(--warn-bg)}
 .alert pre{background:none;padding:0;margin:.3rem 0 0;color:inherit}
 .pill{display:inline-block;border-radius:99px;padding:.08rem .65rem;font-size:.8rem;font-weight:600;vertical-align:middle;

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from coordvlm.contracts import Contract, Evaluation, GroundTruth, Prediction
+from coordvlm.reports.base_beside import BaseComparison
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -28,6 +29,7 @@ class RunSummary:
         readout: the one that made ``predictions``.
         split, selected_on: data this was measured on, and data the checkpoint was chosen on.
         protocol: hash of the evaluation protocol.
+        base: this evaluation beside the one given with ``base=``.
     """
 
     run_info: Mapping[str, object] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class RunSummary:
     split: str = ""
     selected_on: str = ""
     protocol: str = ""
+    base: BaseComparison | None = None
 
     @property
     def status(self) -> str:

@@ -13,7 +13,6 @@ import pytest
 
 from coordvlm import eval as eval_command
 from coordvlm import train as train_command
-from coordvlm.utils.cli import run_command
 
 #: A run of about two seconds through every stage.
 FAST = ("debug=fast", "trainer.limit_test_batches=1", "data.eval_batch_size=4", "decode.max_new_tokens=8", "metrics.num_replicates=10")
@@ -59,7 +58,7 @@ def call(outputs: Path, command: str, *argv: str, page: bool = True) -> Ran:
         if command == "train":
             status = train_command.cli(list(argv))
         else:
-            status = run_command("eval", eval_command.main, about=eval_command.__doc__, argv=list(argv))
+            status = eval_command.cli(list(argv))
     new = sorted(set(_folders(outputs, command)) - before)
     return Ran(status, out.getvalue(), err.getvalue(), new[-1] if new else None)
 
