@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 #: Deeper nesting forgets its outermost levels: a record needs four of them.
 MAX_DEPTH = 64
 #: Texts after which nothing that is open can continue.
-END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<｜end▁of▁sentence｜>")
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 KEY = r"""["'“‘][A-Za-z_][\w -]{0,40}["'”’]\s*+:"""
 NUMBER = r"[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?(?![\w.%])"
 
@@ -181,12 +181,18 @@ class Reader:
         if top.kind == "{":
             if top.name is not None:
                 top.key, top.name = top.name, None
-        elif len(self.stack) > 1 and self.stack[-2].kind == "{" and top.items:
-            last = top.items[-1]
-            if isinstance(last, Leaf) and last.kind in ("string", "word"):  # [1, 2, 3, 4, "label": : the bracket is missing
-                top.items.pop()
-                self._close(last.start, closed=False)
+            return
+        last = top.items[-1] if top.items else None
+        if not isinstance(last, Leaf) or last.kind not in ("string", "word"):
+            return
+        top.items.pop()  # a key in a list
+        if top.items and isinstance(top.items[-1], Leaf) and top.items[-1].kind != "string":  # [1, 2, 3, 4, "label": the bracket is missing
+            self._close(last.start, closed=False)
+            if self.stack and self.stack[-1].kind == "{":
                 self.stack[-1].key = last
+        else:  # [{..}, "label": the brace is missing
+            self._push("{", last.start)
+            self.stack[-1].key = last
 
     def _word(self, start: int, end: int, before: str) -> None:
         top = self.stack[-1]
@@ -213,10 +219,15 @@ class Reader:
             else:
                 top.put(leaf)
             return end + 1
+        cut = how == "end" and top.kind == "{" and start >= self._last_key
         if top.kind == "{" and top.key is not None:
             top.put(Leaf("broken", "", start + 1, end))
-            return end if how == "end" else start + 1
-        return end if how == "end" and top.kind == "{" else start + 1
+        return end if cut else start + 1
+
+    @cached_property
+    def _last_key(self) -> int:
+        """Where the last quoted key stands: an open string before it was not cut off, its end is missing."""
+        return max((m.start() for m in _KEY.finditer(self.text)), default=-1)
 
     def _string_end(self, start: int) -> tuple[str, int, bool]:
         """How the string at ``start`` ends, where, and whether an unescaped quote stands inside.

@@ -162,7 +162,7 @@ def _element(coord_token: str) -> re.Pattern[str]:
 
 def number_groups(text: str, start: int, end: int, coord_token: str) -> list[list[Leaf]]:
     """Coordinates in a stretch of text without keys, in groups: one per innermost bracket, or per comma between ``<1><2><3><4>``; pairs
-    in parentheses and plain numbers form one group."""
+    in parentheses and plain numbers form one group. Brackets without any number are no group."""
     head, tail = coord_token.split("{k}")
     groups: list[list[Leaf]] = []
     fresh, before = True, ""
@@ -187,4 +187,4 @@ def number_groups(text: str, start: int, end: int, coord_token: str) -> list[lis
             groups[-1].append(leaf)
             fresh = False
         before = kind or ""
-    return groups
+    return [g for g in groups if any(e.kind != "word" for e in g)]

@@ -45,7 +45,7 @@ class ObjectCollector:
         head, tail = map(re.escape, coord_token.split("{k}"))
         self._as_digits = partial(re.compile(rf"{head}([0-9]+){tail}").sub, r"\1")
         self.records: list[RawRecord] = []
-        self.bare: list[RawRecord] = []
+        self.bare: list[Node] = []
         self.pairs: list[list[Node]] = []
         self.empty_list = self.template = False
 
@@ -67,7 +67,7 @@ class ObjectCollector:
         groups = _split(node)
         out = []
         for keys, items in groups:
-            one = len(groups) == 1
+            one = len(groups) == 1 and len(keys) == len(node.keys)
             span = (node.start, node.end) if one else (keys[0].start, _end(items[-1], keys[-1]))
             out += self._group(keys, items, span, node, is_value=key is not None, one=one)
         return out
@@ -95,8 +95,8 @@ class ObjectCollector:
                 return []
             plain = all(isinstance(i, Leaf) and i.kind == "number" for i in axes.values())
             return [make(elements, desc, form="axes", regular=strict and plain)]
-        point = _point(node)
-        if point and one and not node.has_records:
+        point = _point(node) if one else None
+        if point and not node.has_records:
             return [make(point, desc, form="axes", regular=strict, is_point=True)]
         if desc is not NO_DESC:
             whole = all(isinstance(i, Leaf) or i is None for i in items)
@@ -147,17 +147,12 @@ class ObjectCollector:
         return True
 
     def _bare(self, node: Node) -> None:
-        leaves = [i for i in node.items if isinstance(i, Leaf)]
-        if len(leaves) != len(node.items) or len(leaves) > 5:
+        if len(node.items) > 5 or any(isinstance(i, Node) for i in node.items):
             return
-        numbers = [e for e in leaves if e.kind in ("number", "coord", "cut")]
-        rest = [e for e in leaves if e.kind not in ("number", "coord", "cut")]
-        span = (node.start, node.end)
-        if len(numbers) == 4 and (not rest or rest[0].kind == "string"):
-            desc = Desc(clean(str(rest[0].value)), (rest[0].start, rest[0].end)) if rest else NO_DESC
-            regular = node.closed and node.kind == "["
-            self.bare.append(make_raw(numbers, desc, style=None, form="bare", span=span, regular=regular))
-        elif len(numbers) == 2 and not rest and node.closed:
+        numbers = sum(isinstance(i, Leaf) and i.kind in ("number", "coord", "cut") for i in node.items)
+        if numbers == 4:
+            self.bare.append(node)
+        elif numbers == len(node.items) == 2 and node.closed:
             last = self.pairs[-1][-1].end if self.pairs else -99
             if node.start - last <= 8 and not self.text[last : node.start].strip(", \n"):
                 self.pairs[-1].append(node)
@@ -166,12 +161,20 @@ class ObjectCollector:
 
     def bare_records(self) -> list[RawRecord]:
         """Boxes outside objects; points where there are none either."""
+        make = partial(make_raw, style=None, form="bare")
+        boxes = []
+        for node in self.bare:
+            leaves = [i for i in node.items if isinstance(i, Leaf)]
+            numbers = [e for e in leaves if e.kind in ("number", "coord", "cut")]
+            rest = [e for e in leaves if e.kind not in ("number", "coord", "cut")]
+            if not rest or rest[0].kind == "string":
+                desc = Desc(clean(str(rest[0].value)), (rest[0].start, rest[0].end)) if rest else NO_DESC
+                boxes.append(make(numbers, desc, span=(node.start, node.end), regular=node.closed and node.kind == "["))
         joined = [([e for n in run for e in n.items if isinstance(e, Leaf)], (run[0].start, run[-1].end)) for run in self.pairs]
-        make = partial(make_raw, desc=NO_DESC, style=None, form="bare", regular=False)
-        boxes = self.bare + [make(elements, span=span) for elements, span in joined if len(elements) > 2]
+        boxes += [make(elements, NO_DESC, span=span, regular=False) for elements, span in joined if len(elements) > 2]
         if boxes:
             return sorted(boxes, key=lambda r: r.span)
-        return [make(elements, span=span, is_point=True, regular=True) for elements, span in joined]
+        return [make(elements, NO_DESC, span=span, is_point=True, regular=True) for elements, span in joined]
 
 
 def _name(key: Leaf | None) -> str:
@@ -183,10 +186,12 @@ def _end(item: Leaf | Node | None, key: Leaf) -> int:
 
 
 def _split(node: Node) -> list[tuple[list[Leaf], list[Leaf | Node | None]]]:
-    """Keys and items, cut before every key that repeats: several objects in one pair of braces."""
+    """Keys and items, cut before every key that repeats: several objects in one pair of braces. What already gave records is left out."""
     groups: list[tuple[list[Leaf], list[Leaf | Node | None]]] = []
     seen: set[object] = set()
     for key, item in zip(node.keys, node.items, strict=True):
+        if isinstance(item, Node) and item.has_records:
+            continue
         if not groups or key.value in seen:
             groups.append(([], []))
             seen = set()

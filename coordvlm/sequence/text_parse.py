@@ -69,7 +69,7 @@ class _Scan:
                 self.other += xml_points(m)
                 pos = close.end() if (close := XML_CLOSE.match(text, pos)) else pos
             elif kind == "think":
-                end = text.find("</think>", pos)
+                end = -1 if self.unfinished else text.find("</think>", pos)
                 if end < 0:
                     self.unfinished = True
                 else:
