@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coordvlm.coords.vocab import CoordVocab
+from coordvlm.models.wide import AtLeastFloat32
 from coordvlm.utils.errors import ConfigError, ContractError
 
 INITS = ("digits", "fourier", "mean", "existing")
 
 
-class CoordRows(nn.Module):
+class CoordRows(AtLeastFloat32):
     """One parameter [K + M, d] when the base is tied, two (in, out) when not.
 
     Args:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coordvlm.models.wide import AtLeastFloat32
+
 
 class StillPatchEmbed(nn.Module):
     """The tower's patch embedding for still images.
@@ -31,7 +33,7 @@ class StillPatchEmbed(nn.Module):
         return F.linear(patches.to(weight.dtype), weight, self.proj.bias)
 
 
-class PixelNorm(nn.Module):
+class PixelNorm(AtLeastFloat32):
     """uint8 -> normalised float on the device: ``(x / 255 - mean) / std`` per channel."""
 
     scale: Tensor

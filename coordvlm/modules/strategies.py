@@ -23,6 +23,7 @@ def trainer_arguments(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of ``lightning.Trainer`` for the devices, the strategy and the precision that ``trainer`` names."""
     devices = settle(trainer)
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged has been summed over ranks
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")  # nothing here writes into hidden states
     num = devices.num_processes if launch.is_rank() else 1  # ranks are started by ``utils.launch``, never by Lightning
     plugins: list[Any] = [LightningEnvironment()] if num > 1 else []
     precision: str | None = devices.precision

@@ -187,10 +187,10 @@ def _second_hand(error: BaseException) -> bool:
 
 def _tell(folder: Path, rank: int, kind: str, message: str) -> None:
     if folder.is_dir() and not (folder / f"failed.{rank}.json").exists():
-        atomic_write_json(folder / f"failed.{rank}.json", {"kind": kind, "message": message})
+        atomic_write_json(folder / f"failed.{rank}.json", {"kind": kind, "message": message, "at": time.time()})
 
 
-def _failures(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _failures(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for file in sorted(folder.glob("failed.*.json")):
         yield int(file.name.split(".")[1]), json.loads(file.read_text(encoding="utf-8"))
 
@@ -237,7 +237,7 @@ class _Ranks:
                 code = process.poll()
                 if code and deadline == float("inf"):
                     deadline = time.monotonic() + GRACE
-                if code is not None and code < 0 and not self.signals:
+                if code is not None and code < 0 and not self.signals and not asked:
                     name = signal.Signals(-code).name
                     why = " (out of memory?)" if name == "SIGKILL" else ""
                     _tell(self.folder, rank, "Killed", f"it was ended by {name}{why}")
@@ -266,8 +266,8 @@ def _outcome(folder: Path, ranks: _Ranks, run_dir: Path) -> float | int | JobFai
     if 130 in codes or ranks.signals:
         abandon(run_dir, "interrupted", "KeyboardInterrupt", "ended by a signal")
         raise KeyboardInterrupt
-    rank = min(told) if 0 not in told and told else 0
-    failure = told.get(rank, {"kind": "RankError", "message": f"ended with status {codes}"})
+    rank = min(told, key=lambda r: told[r]["at"], default=next(r for r, code in enumerate(codes) if code))
+    failure = told.get(rank, {"kind": "RankError", "message": f"it ended with status {codes[rank]}"})
     abandon(run_dir, "failed", failure["kind"], f"process {rank}: {failure['message']}")
     if codes[0] is not None and codes[0] > 0:  # rank 0 has said why, on this console
         return JobFailure(codes[0], failure["kind"], failure["message"])

@@ -64,7 +64,8 @@ def loader(t: Tiny, accumulate: int, windows: Sequence[list[list[list[int]]]], l
     known = samples()
     out: list[Batch] = []
     for ranks in windows:
-        window = [t.encoder.collate([t.encoder.encode(known[max(i, 0)], epoch=0, with_answer=i >= 0) for i in part]) for part in ranks[rank]]
+        encoded = [[t.encoder.encode(known[max(i, 0)], epoch=0, with_answer=i >= 0) for i in part] for part in ranks[rank]]
+        window = [t.encoder.collate(part) for part in encoded]
         counts: Counter[str] = Counter()
         for batch in window:
             counts.update(losses.counts(batch))

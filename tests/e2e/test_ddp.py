@@ -34,7 +34,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                 subprocess.Popen(
                     [sys.executable, "-m", "tests.e2e.ranks", str(folder / "out.pt")], stdout=log, stderr=subprocess.STDOUT,
                     env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=Path(__file__).parents[2],
-                )  # fmt: skip
+                )
             )
     try:
         codes = [p.wait(timeout=240) for p in processes]
