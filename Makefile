@@ -15,7 +15,8 @@ RUN ?= latest
 PYTEST_ARGS ?=
 #: More options for pip, e.g. an index with another build of torch.
 PIP_ARGS ?=
-SWEEP_ARGS ?= loss=ce,coordexp,hybrid debug=fast
+#: e.g. make sweep SWEEP_ARGS="-cd sweeps -cn phase1_abc sweep.parallel=2", and make sweep SWEEP_ARGS=resume_sweep=latest to go on.
+SWEEP_ARGS ?= loss=ce,coordexp,hybrid debug=fast sweep.parallel=2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PY := $(VENV)/bin/python
