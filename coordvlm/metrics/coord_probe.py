@@ -22,7 +22,8 @@ from coordvlm.coords.readout import upcast
 
 #: Columns of the slot table, in order.
 SLOT = (
-    "expected_abs_err", "argmax_abs_err", "w1_to_delta", "token_acc", "token_acc_top5", "p_gt", "margin", "coord_mass", "entropy", "std_bins"
+    "expected_abs_err", "argmax_abs_err", "w1_to_delta", "token_acc", "token_acc_top5", "p_gt", "margin", "coord_mass", "entropy",
+    "std_bins",
 )
 AXES = ("x1", "y1", "x2", "y2")
 #: COCO's buckets of box area in source px.
