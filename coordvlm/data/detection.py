@@ -43,7 +43,11 @@ class SplitChoice:
     @classmethod
     def parse(cls, name: str, values: Mapping[str, object]) -> Self:
         required = [f.name for f in fields(cls) if f.default is MISSING]
-        known, given = {f.name for f in fields(cls)}, {str(k) for k in values}
+        known = {f.name for f in fields(cls)}
+        if not isinstance(values, Mapping):
+            example = f"data.source.{name}.{required[0]}={values}"
+            raise ConfigError(f"data.source.{name} must be a mapping of {sorted(known)}, got {values!r}; is {example} meant?")
+        given = {str(k) for k in values}
         if given - known or not set(required) <= given:
             needed = " and ".join(required)
             raise ConfigError(f"data.source.{name} needs {needed} and knows {sorted(known)}, got {sorted(given)}")

@@ -212,6 +212,10 @@ def test_categories_are_those_of_all_splits(tmp_path):
     assert len(set(source.digests().values())) == 3
     with pytest.raises(ConfigError, match=r"needs jsonl and images and knows .*'json'"):
         Jsonl(root=tmp_path, train={"json": "a", "images": "b"}, val=None, test=None, on_error="raise", **JSONL)
+    with pytest.raises(ConfigError, match=r"data\.source\.val must be a mapping.*got 'val\.jsonl'; is data\.source\.val\.jsonl=val\.jsonl"):
+        Jsonl(root=tmp_path, train=None, val="val.jsonl", test=None, on_error="raise", **JSONL)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="needs at least one of train, val and test"):
+        Jsonl(root=tmp_path, train=None, val=None, test=None, on_error="raise", **JSONL)
 
 
 def test_bytes_of_other_programs(tmp_path):
