@@ -15,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordvlm.utils import launch
 from coordvlm.utils.cli import REFUSED, report_error, run_command
+from coordvlm.utils.devices import settle
 from coordvlm.utils.errors import ConfigError, CoordVLMError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from coordvlm.utils.record import RunRecord
+    from coordvlm.utils.sweep import JobFailure
 
 #: What is composed for ``run=null``.
 BASE_CONFIG = "eval_base"
@@ -49,7 +52,7 @@ class Scored:
     selected_on: str = ""
 
 
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | int | JobFailure | None:
     """One evaluation in ``paths.run_dir``; returns AP."""
     from omegaconf import OmegaConf
 
@@ -58,12 +61,15 @@ def main(cfg: DictConfig) -> float:
 
     run_dir = Path(cfg.paths.run_dir)
     ref = None if cfg.run is None else resolve_run(cfg.run, outputs=Path(cfg.paths.outputs))
+    config = cfg if ref is None else merged_config(cfg, ref.run_dir)
+    if not launch.is_rank() and (num := settle(config.trainer).num_processes) > 1:
+        return launch.run_ranks("coordvlm.eval", cfg, num)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    with RunRecord(run_dir, command="eval", config=plain) as record:
+    with launch.shared_fate(), RunRecord(run_dir, command="eval", config=plain) as record:
         record.update(notes=cfg.notes)
         if ref is None:
             record.update(evaluated={"what": UNTOUCHED}, seed=cfg.seed, choices=_choices())
-            return _evaluate(cfg, cfg, Scored(f"{cfg.model.name}, {UNTOUCHED}"), run_dir, record)
+            return _evaluate(cfg, config, Scored(f"{cfg.model.name} ({UNTOUCHED})"), run_dir, record)
         trained = RunRecord.read(ref.run_dir)
         record.update(
             evaluated={"run": str(ref.run_dir), "checkpoint": str(ref.checkpoint_dir), "status": trained["status"]},
@@ -71,11 +77,12 @@ def main(cfg: DictConfig) -> float:
         )
         budget = trained.get("decode", {}).get("max_new_tokens")
         scored = Scored(ref.run_dir.name, ref.checkpoint_dir, budget, ref.run_dir / "log.csv", "val")
-        return _evaluate(cfg, merged_config(cfg, ref.run_dir), scored, run_dir, record)
+        return _evaluate(cfg, config, scored, run_dir, record)
 
 
 def check(cfg: DictConfig) -> None:
     """Refused before anything is built."""
+    launch.refuse_foreign_launcher()
     if cfg.split not in ("test", "val"):
         raise ConfigError(f"split must be test or val, got {cfg.split!r}")
     if cfg.run is None and "model" not in cfg:
@@ -111,7 +118,7 @@ def merged_config(cfg: DictConfig, trained_run: Path) -> DictConfig:
     return config  # type: ignore[return-value]
 
 
-def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path, record: RunRecord) -> float:
+def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path, record: RunRecord) -> float | None:
     """Build what ``config`` says, load the checkpoint if there is one, score it."""
     with record.time("import"):
         import torch
@@ -133,6 +140,10 @@ def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path
         trainer = build.build_trainer(config, run_dir, experiment.model.contract, logged=False)
         if scored.checkpoint is not None:
             load_trained(scored.checkpoint, experiment.model.backbone, experiment.model.contract)
+    experiment.data.trainer = trainer  # says which share of the images is this process's
+    if not record.writes:  # rank 0 writes down what all ranks decode
+        trainer.test(experiment.module, dataloaders=experiment.data.eval_dataloader(cfg.split), verbose=False)
+        return None
     record.update(protocol=experiment.protocol["hash"], decode=experiment.decode)
     if scored.checkpoint is None:
         record.update(contract=experiment.model.contract.hash(), data=dict(experiment.source.digests()))
@@ -182,7 +193,7 @@ def _of(groups: Sequence[str], given: Mapping[str, str]) -> str:
 def cli(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
     try:
-        argv = base_arguments(argv)
+        argv = [] if launch.is_rank() else base_arguments(argv)  # a rank's supervisor has read it
     except CoordVLMError as error:
         return report_error(error, REFUSED)
     return run_command("eval", main, check=check, about=__doc__, argv=argv)

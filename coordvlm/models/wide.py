@@ -23,5 +23,5 @@ class AtLeastFloat32(nn.Module):
                 return fn(tensor)
             return tensor.to(device=target.device)
 
-        applied: Any = super()._apply(careful, recurse)
+        applied: Any = super()._apply(careful, recurse)  # type: ignore[no-untyped-call]
         return applied  # type: ignore[no-any-return]

@@ -44,7 +44,8 @@ def make_strategy(devices: Devices) -> Strategy:
         return ShardedStrategy(devices.num_processes)
     known = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before torch 2.13
-    return DDPStrategy(gradient_as_bucket_view=True, **{sync: False})  # buffers are constants here: id tables
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, sync: False}  # buffers are constants here: id tables
+    return DDPStrategy(**options)
 
 
 class ShardedStrategy(ModelParallelStrategy):

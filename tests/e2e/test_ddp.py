@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from coordvlm.callbacks.checkpoint import steps_done
 from coordvlm.utils.devices import usable_cpus
 from coordvlm.utils.launch import _free_port
-from tests.e2e import ranks
+from tests.e2e import coco, ranks
+from tests.e2e.commands import FAST, call, finished, losses, refusal, train
 
 pytestmark = [
     pytest.mark.skipif(usable_cpus() < 2, reason="two processes want two cores"),
@@ -105,3 +113,145 @@ def test_an_odd_number_of_images_is_scored_once_each(two: dict[str, Any], one: d
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_clipped_steps_lead_to_the_same_weights(two: dict[str, Any], kind: str) -> None:
     assert worst(two["course"][kind], ranks.course(None)) < 1e-9
+
+
+# ------------------------------------------------------------------ the command
+#: Nine samples in steps of four over two epochs: the last step of an epoch has one sample, so one rank has none. Five images are scored.
+COURSE = (*FAST, "data.source.num_train=9", "data.source.num_test=5", "trainer.limit_test_batches=1.0", "data.val_images=5", "optim=adamw",
+          "data.eval_batch_size=2", "trainer.max_steps=5", "trainer.val_check_interval=3")
+ON_TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2")
+ON_ONE = ("trainer=cpu", "trainer.accelerator=cpu", "trainer.devices=1", "data.batch_size=4")
+
+
+def command(outputs: Path, *argv: str, name: str = "train") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COORDVLM_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", f"coordvlm.{name}", *argv], env=environment, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    outputs = tmp_path_factory.mktemp("outputs")
+    done = command(outputs, *COURSE, *ON_TWO)
+    assert done.returncode == 0, done.stderr
+    (folder,) = outputs.glob("train/*")
+    return done, folder
+
+
+def test_the_command_leaves_one_run(run_of_two: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, folder = run_of_two
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["status"], record["steps"]) == ("finished", 5)
+    assert record["command_line"].endswith(shlex.join(["-m", "coordvlm.train", *COURSE, *ON_TWO]))
+    assert record["overrides"] == [*COURSE, *ON_TWO]
+    assert done.stdout.count("report: ") == 1
+    assert done.stdout.strip().endswith(str(folder / "report.html"))
+    assert "Traceback" not in done.stderr
+    assert not list(folder.rglob("*.part"))
+    for name in ("best", "last"):
+        assert {p.name for p in (folder / "checkpoints" / name).iterdir()} == {"trained.safetensors", "contract.json", "trainer.ckpt"}
+    assert [line for line in (folder / "run.rank1.log").read_text().splitlines() if "Traceback" in line] == []
+
+
+def test_its_course_is_that_of_one_process_with_twice_the_batch(
+    run_of_two: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
+) -> None:
+    alone = finished(tmp_path, *COURSE, *ON_ONE)
+    mine, theirs = losses(run_of_two[1]), losses(alone.run)
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
+    for row, other in zip(mine, theirs, strict=True):
+        for name in ("train_total_loss", "train_term/giou", "val_total_loss", "grad_norm"):
+            assert (row[name] == "") == (other[name] == "")
+            if row[name]:
+                assert float(row[name]) == pytest.approx(float(other[name]), rel=2e-3), (row["step"], name)
+    assert float(mine[0]["train_total_loss"]) == pytest.approx(float(theirs[0]["train_total_loss"]), rel=1e-6)
+
+
+def test_one_process_goes_on_and_scores_the_same(run_of_two: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    """Resuming where nothing is left to train scores the best checkpoint again: every number and every line is the same."""
+    folder = run_of_two[1]
+    again = call(folder.parents[1], "train", f"resume={folder}", *ON_ONE, page=False)
+    assert again.status == 0, again.err
+    mine, theirs = (json.loads((f / "metrics.json").read_text()) for f in (folder, again.run))
+    assert mine["counts"] == theirs["counts"]
+    assert mine["counts"]["images"] == 5
+    del mine["metrics"]["seconds_per_image"], theirs["metrics"]["seconds_per_image"]
+    assert mine["metrics"] == theirs["metrics"]
+    assert predictions(folder) == predictions(again.run)
+    with np.load(folder / "bootstrap.npz") as a, np.load(again.run / "bootstrap.npz") as b:
+        assert set(a) == set(b)
+        assert all(np.array_equal(a[key], b[key], equal_nan=True) for key in a if "seconds" not in key and a[key].dtype.kind == "f")
+
+
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "timing"} for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_resume_in_the_middle_of_an_epoch(tmp_path: Path, kind: str) -> None:
+    how = (*ON_TWO[1:], f"trainer={kind}", "optim.schedule=constant", "trainer.accumulate_grad_batches=2", "data.source.num_train=20")
+    half, whole = tmp_path / "half", tmp_path / "whole"
+    for outputs, steps in ((half, 2), (whole, 4)):
+        outputs.mkdir()
+        assert command(outputs, *COURSE, *how, f"trainer.max_steps={steps}").returncode == 0
+    done = command(half, "resume=latest", "trainer.max_steps=4")
+    assert done.returncode == 0, done.stderr
+    resumed, one_go = max(half.glob("train/*")), max(whole.glob("train/*"))
+    assert [row["train_total_loss"] for row in losses(resumed)] == [row["train_total_loss"] for row in losses(one_go)]
+    mine, theirs = (load_file(f / "checkpoints" / "last" / "trained.safetensors") for f in (resumed, one_go))
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_ranks_after_the_same_step(tmp_path: Path) -> None:
+    environment = {**os.environ, "COORDVLM_OUTPUTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    argv = ("debug=fast", *ON_TWO, "trainer.max_steps=100000", "trainer.val_check_interval=50000")
+    with (tmp_path / "out").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "coordvlm.train", *argv], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("train/*/log.csv")):
+        assert process.poll() is None, (tmp_path / "out").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130, (tmp_path / "out").read_text()
+    (folder,) = tmp_path.glob("train/*")
+    text = (tmp_path / "out").read_text()
+    assert "Traceback" not in text
+    assert f"resume={folder}" in text
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    assert steps_done(folder / "checkpoints" / "last" / "trainer.ckpt") >= 1
+
+
+@pytest.mark.slow
+def test_a_broken_image_on_one_rank_ends_the_run_and_is_named(tmp_path: Path) -> None:
+    data = coco.write(tmp_path / "data", train=coco.content(6), val=coco.content(3, first_id=50))
+    broken = sorted((tmp_path / "data").rglob("*.jpg"))[3]
+    broken.write_bytes(broken.read_bytes()[:100])
+    done = command(tmp_path, *FAST, *data, *ON_TWO, "data.val_images=2", "trainer.max_steps=9")
+    assert done.returncode == 1, done.stderr
+    assert broken.name in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr
+    record = json.loads(next(tmp_path.glob("train/*/run.json")).read_text())
+    assert record["status"] == "failed"
+    assert broken.name in record["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=4096"), "trainer.devices=4096: there are only"),
+        (("trainer.strategy=dpd",), "trainer.strategy='dpd' is not known; nearest: ddp"),
+        (("trainer.precision=bf16mixed",), "trainer.precision='bf16mixed' is not known; nearest: bf16-mixed"),
+    ],
+)
+def test_what_cannot_run_here_is_refused_before_anything_is_built(tmp_path: Path, argv: tuple[str, ...], message: str) -> None:
+    ran = train(tmp_path, *argv)
+    assert ran.status == 2
+    assert message in refusal(ran)
+    assert ran.folder is None
