@@ -106,10 +106,13 @@ class _Source:
         return truth.subset(run.image_ids.tolist())
 
     def images(self, run: Run) -> Any:
-        """Image id -> displayed frame."""
+        """Image id -> displayed frame; a ``DataError`` if the data is no longer what the run was evaluated on."""
         from coordvlm.callbacks.split_images import SplitImages
+        from coordvlm.utils.errors import DataError
 
-        self._load(run)
+        if (digest := self.truth(run).digest()) != run.protocol["data"]:
+            rule = f"must be the data the run was evaluated on ({run.protocol['data']})"
+            raise DataError(rule, where=f"data of {run.folder}", value=digest)
         return SplitImages(self._built.split(run.protocol["split"]), self._config.model.max_source_pixels)
 
 
@@ -129,19 +132,16 @@ def _reread(runs: Sequence[Run], readout: str, source: _Source) -> tuple[list[Ru
 
 def _with_images(found: Comparison, runs: Sequence[Run], source: _Source) -> Comparison:
     """Images of the data the runs were evaluated on; where they cannot be had, the reason."""
-    from coordvlm.utils.errors import CoordVLMError
+    from coordvlm.utils.errors import user_error
 
     if not found.disagreements:
         return found
     try:
         images = source.images(runs[0])
         images.load(found.disagreements[0].image_id)
-    except (CoordVLMError, OSError, KeyError, ValueError) as error:
-        return replace(found, no_image=f"The images cannot be had here: {error}")
     except Exception as error:  # Hydra wraps what a constructor raises
-        from coordvlm.utils.errors import user_error
-
-        if (known := user_error(error)) is None:
+        known = user_error(error) or (error if isinstance(error, OSError | KeyError | ValueError) else None)
+        if known is None:
             raise
         return replace(found, no_image=f"The images cannot be had here: {known}")
     return replace(found, load_image=images.load)

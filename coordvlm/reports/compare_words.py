@@ -61,20 +61,27 @@ def title(metric: str) -> str:
 
 def verdict(comparison: Comparison, pair: PairResult) -> str:
     """One sentence for a pair: the deciding metric with its interval, then what is named beside it."""
-    head = _headline(comparison, pair)
-    beside = [_beside(comparison, other) for name in comparison.verdict_metrics for other in comparison.of(name)
+    beside = [other for name in comparison.verdict_metrics for other in comparison.of(name)
               if name != pair.metric and (other.first, other.second) == (pair.first, pair.second)]
-    named = [b for b in beside if b[1] == "differs"]
-    silent = [b[0] for b in beside if b[1] == "same"]
-    equal = [b[0] for b in beside if b[1] == "equal"]
-    unknown = [b[0] for b in beside if b[1] == "undefined"]
-    parts = [head, *(b[0] for b in named)]
-    if silent:
-        parts.append(f"no difference shown in {_and(silent)}")
-    if equal:
-        parts.append(f"equal in {_and(equal, 'and')}")
-    if unknown:
-        parts.append(f"undefined: {_and(unknown, 'and')}")
+    subject = _ordered(pair)[0] if pair.differs(comparison.level) else ""
+    better: dict[str, list[str]] = {}
+    silent: list[str] = []
+    equal: list[str] = []
+    unknown: list[str] = []
+    for other in beside:
+        name = _NAMES.get(other.metric, other.metric)
+        if not math.isfinite(other.p):
+            unknown.append(name)
+        elif other.differs(comparison.level):
+            winner, loser, _ = _ordered(other)
+            told = f"{subject} worse" if subject == loser else "also better" if subject == winner else f"{winner} better"
+            better.setdefault(told, []).append(f"{name} by {amount(other.metric, abs(other.value))}")
+        else:
+            (equal if other.se == 0 else silent).append(name)
+    parts = [_headline(comparison, pair), *(f"{told} in {_and(found, 'and')}" for told, found in better.items())]
+    for words, names, last in (("no difference shown in", silent, "or"), ("equal in", equal, "and"), ("undefined:", unknown, "and")):
+        if names:
+            parts.append(f"{words} {_and(names, last)}")
     return "; ".join(parts) + _seeds(pair) + "."
 
 
@@ -115,17 +122,6 @@ def _better(metric: str) -> int:
     return 1 if re.match(r"(AP|AR|F1)", metric) else -1 if metric in ("tokens_per_image", "seconds_per_image") else 0
 
 
-def _beside(c: Comparison, pair: PairResult) -> tuple[str, str]:
-    """(words, kind) of a metric beside the deciding one, told of the deciding metric's winner's rival where it differs."""
-    name = _NAMES.get(pair.metric, pair.metric)
-    if not math.isfinite(pair.p):
-        return name, "undefined"
-    if not pair.differs(c.level):
-        return name, "equal" if pair.se == 0 else "same"
-    winner, _, _ = _ordered(pair)
-    return f"{winner} better in {name} by {amount(pair.metric, abs(pair.value))}", "differs"
-
-
 def _seeds(pair: PairResult) -> str:
     few = min(pair.seeds)
     if few >= 3:
@@ -135,5 +131,5 @@ def _seeds(pair: PairResult) -> str:
     return " (two seeds: seed noise is poorly known)"
 
 
-def _and(words: list[str], last: str = "or") -> str:
+def _and(words: list[str], last: str) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"
