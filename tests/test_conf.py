@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from coordvlm import build
 from coordvlm.utils.targets import iterate_targets, validate_targets
 from tests.compose import CONF, compose
+from tests.data.layouts import write_small
 from tests.data_root import peer_data
 from tests.e2e import coco
 from tests.e2e.commands import FAST, refusal, train
@@ -26,13 +27,16 @@ OPTIONS = sorted(
     if group not in ("hydra", "experiment")
     for file in (CONF / group).glob("*.yaml")
 )
-COMMANDS = ("train", "eval")
+BUILD = "".join(p.read_text() for p in (CONF.parent / "coordvlm" / "build").glob("*.py"))
+COMMANDS = ("train", "eval", "bench", "compare")
 
 
 def options_of(group: str, option: str, folder: Path) -> list[str]:
     """Overrides that choose an option and give it what it cannot do without."""
     if (group, option) == ("data", "coco"):
         return list(coco.write(folder, train=coco.content(), val=coco.content(3, first_id=50)))
+    if group == "data" and option in ("jsonl", "yolo", "voc"):
+        return write_small(option, folder)
     return [f"{group}={option}"]
 
 
@@ -77,14 +81,14 @@ def test_every_file_says_what_it_is_for(file: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_key_of_a_command_is_declared_and_never_read(command: str) -> None:
     keys = set(yaml.safe_load((CONF / f"{command}.yaml").read_text())) - {"defaults"}
-    source = "".join((CONF.parent / "coordvlm" / name).read_text() for name in (f"{command}.py", "build.py"))
+    source = (CONF.parent / "coordvlm" / f"{command}.py").read_text() + BUILD
     unread = {key for key in keys if not re.search(rf"\bcfg\.{key}\b|\"{key}\"", source)}
     assert not unread
 
 
 @pytest.mark.parametrize("group", ["model", "sequence", "decode", "data", "callbacks"])
 def test_no_key_of_a_group_is_declared_and_never_read(tmp_path: Path, group: str) -> None:
-    source = "".join((CONF.parent / "coordvlm" / name).read_text() for name in ("train.py", "build.py", "eval.py"))
+    source = BUILD + "".join((CONF.parent / "coordvlm" / name).read_text() for name in ("train.py", "eval.py"))
     cfg = compose(tmp_path)
     keys = {key for key, value in cfg[group].items() if not (OmegaConf.is_dict(value) and "_target_" in value)}
     unread = {key for key in keys if not re.search(rf"(\.|\"){key}\b", source)}

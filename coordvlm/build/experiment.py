@@ -1,0 +1,168 @@
+"""A run without its trainer: model, data, recipe, decoding and metrics wired together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from coordvlm.build.model import Model, build_coords, build_grammar, build_model
+from coordvlm.contracts import GroundTruth
+from coordvlm.coords.grid import Grid
+from coordvlm.data.datamodule import CoordDataModule
+from coordvlm.data.filtered import limit_objects
+from coordvlm.data.images import target_size
+from coordvlm.data.loader import first_samples
+from coordvlm.data.overfit import FirstBatch
+from coordvlm.data.source import DataSource
+from coordvlm.losses.weighted_sum import WeightedSum
+from coordvlm.metrics.detection import DetectionMetric
+from coordvlm.metrics.protocol import protocol_hash
+from coordvlm.models.decode import GreedyDecoder
+from coordvlm.modules.coord_lm import CoordLM
+from coordvlm.modules.optim import OptimSettings
+from coordvlm.sequence.parse import READOUTS
+from coordvlm.utils.errors import ConfigError
+
+#: Training answers that the token budget of decoding is measured on.
+_BUDGET_SAMPLES = 512
+_BUDGET_RULE = "1.5 x the longest training answer + 8"
+
+
+@dataclass
+class Experiment:
+    """A run, wired.
+
+    Args:
+        split: the split that is scored, ``test`` or ``val``; ``val`` too where it stands in for a missing ``test``.
+        truth: of the images that are scored, ``val_truth``: of those that checkpoints are chosen on.
+    """
+
+    cfg: DictConfig
+    model: Model
+    source: DataSource
+    data: CoordDataModule
+    losses: WeightedSum
+    module: CoordLM
+    decode: dict[str, Any]
+    split: str
+    truth: GroundTruth
+    val_truth: GroundTruth
+
+    @property
+    def title(self) -> str:
+        """Of a table of results."""
+        return f"{len(self.truth.image_ids)} {self.split} images"
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """The evaluation protocol as plain values, with its hash under ``hash``."""
+        values = {
+            "data": self.truth.digest(),
+            "split": self.split,
+            "image_limits": {"max_source_pixels": self.cfg.model.max_source_pixels},
+            "backend": self.cfg.metrics.backend,
+            **self.decode,
+            # the rule, not its outcome, which depends on how long a format is
+            "max_new_tokens": _BUDGET_RULE if self.cfg.decode.max_new_tokens is None else self.cfg.decode.max_new_tokens,
+        }
+        return {**values, "hash": protocol_hash(values)}
+
+
+def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None = None) -> Experiment:
+    """Everything but the trainer.
+
+    Args:
+        split: what the module's test metrics are for: ``test`` or ``val`` (all of it).
+        budget: new tokens per image where ``decode.max_new_tokens`` is null; None measures them on the training answers.
+    """
+    if cfg.decode.readout not in READOUTS:
+        raise ConfigError(f"decode.readout must be one of {', '.join(READOUTS)}, got {cfg.decode.readout!r}")
+    losses: WeightedSum = instantiate(cfg.loss)
+    readouts: tuple[str, ...] = READOUTS
+    if not build_coords(cfg).num_bins:  # what is written is what is read
+        losses, readouts = losses.without_slots(format=cfg.sequence.format), (cfg.decode.readout,)
+    model = build_model(cfg)
+    source: DataSource = instantiate(cfg.data.source)
+    source = limit_objects(source, max_objects=cfg.sequence.max_objects, on_too_many=cfg.sequence.on_too_many)
+    if cfg.overfit:
+        source = FirstBatch(source, first_samples(source, batch_size=cfg.data.batch_size, seed=cfg.seed))
+    accumulate = cfg.trainer.accumulate_grad_batches
+    data = CoordDataModule(
+        source=source,
+        encoder=model.encoder,
+        batch_size=cfg.data.batch_size,
+        eval_batch_size=cfg.data.eval_batch_size,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+        count_fn=losses.counts,
+        accumulate=accumulate,
+        val_images=cfg.data.val_images,
+        on_error=cfg.data.on_error,
+    )
+    decode = OmegaConf.to_container(cfg.decode)
+    if decode["max_new_tokens"] is None:  # type: ignore[index, call-overload]
+        decode["max_new_tokens"] = budget or token_budget(model, source)  # type: ignore[index, call-overload]
+    assert isinstance(decode, dict)
+    decoder = GreedyDecoder(
+        model.backbone,
+        model.grid.bin_values() if isinstance(model.grid, Grid) else torch.empty(0),
+        max_new_tokens=decode["max_new_tokens"],
+        mass_radius=decode["mass_radius"],
+        local_window=decode["local_window"],
+        grammar=build_grammar(model) if decode["grammar"] else None,
+    )
+    parser = instantiate(cfg.sequence.parser)(model.tokenizer, model.vocab, model.grid, score=decode["score"])
+    settings: OptimSettings = instantiate(cfg.optim)
+    module = CoordLM(
+        backbone=model.backbone,
+        losses=losses,
+        decoder=decoder,
+        parser=parser,
+        val_metric=_metric(cfg, num_replicates=0),
+        test_metrics={
+            name: _metric(cfg) if name == decode["readout"] else _metric(cfg, num_replicates=0)
+            for name in sorted(readouts, key=lambda n: n != decode["readout"])
+        },
+        optim=settings,
+        readout=decode["readout"],
+    )
+    batch = cfg.data.eval_batch_size
+    val_ids = first_batches(data.val_ids(), cfg.trainer.limit_val_batches, batch)
+    ids = first_batches(np.sort(source.split(split).ids), cfg.trainer.limit_test_batches, batch)
+    if not len(ids):
+        raise ConfigError(f"trainer.limit_test_batches={cfg.trainer.limit_test_batches} leaves no image to evaluate")
+    truth, val_truth = source.truth(split).subset(ids.tolist()), source.truth("val").subset(val_ids.tolist())
+    module.val_metric.set_truth(val_truth)  # type: ignore[operator]
+    for metric in module.test_metrics.values():
+        metric.set_truth(truth)  # type: ignore[operator]
+    named = {str(k): v for k, v in decode.items()}
+    return Experiment(cfg, model, source, data, losses, module, named, source.split(split).name, truth, val_truth)
+
+
+def first_batches(ids: NDArray[np.int64], limit: float | None, batch_size: int) -> NDArray[np.int64]:
+    """Those of ``ids`` that a loader gives out under the trainer's ``limit_*_batches``; images never shown must not count as missed."""
+    if limit is None or (limit == 1.0 and isinstance(limit, float)):
+        return ids
+    batches = -(-len(ids) // batch_size)
+    return ids[: (int(batches * limit) if isinstance(limit, float) else limit) * batch_size]
+
+
+def _metric(cfg: DictConfig, **changes: Any) -> DetectionMetric:
+    return instantiate(cfg.metrics, **changes)  # type: ignore[no-any-return]
+
+
+def token_budget(model: Model, source: DataSource) -> int:
+    """New tokens per image: half as many again as the longest of the training answers looked at, and one object more."""
+    split = source.split("train")
+    picked = np.unique(np.linspace(0, len(split) - 1, min(len(split), _BUDGET_SAMPLES)).astype(int))
+    samples = [split.sample(int(i), 0) for i in picked]
+    resize = model.contract.resize
+    longest = max(len(model.target.build(s, epoch=0, model_size=target_size(resize, s.width, s.height)).ids) for s in samples)
+    return int(longest * 1.5) + 8

@@ -1,0 +1,139 @@
+"""The base model with its contract: tokens, rows, prompt and answer wired together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from coordvlm.contracts import Contract, ResizeRule
+from coordvlm.coords.grid import Digits, Grid
+from coordvlm.coords.vocab import CoordVocab
+from coordvlm.data.images import ImageReader
+from coordvlm.models.backbone import Backbone
+from coordvlm.models.coord_rows import CoordRows
+from coordvlm.models.loading import LoadedModel
+from coordvlm.models.tokens import END_OF_TURN, add_coord_tokens, coord_vocab
+from coordvlm.sequence.collate import SequenceEncoder
+from coordvlm.sequence.grammar import ObjectsGrammar
+from coordvlm.sequence.prompt import PromptBuilder
+from coordvlm.sequence.target import ObjectsTarget, Target
+from coordvlm.utils.errors import ConfigError
+
+
+@dataclass
+class Model:
+    """A base model with its contract: everything that turns images into ids and ids into boxes."""
+
+    backbone: Backbone
+    tokenizer: PreTrainedTokenizerBase
+    vocab: CoordVocab
+    grid: Grid | Digits
+    contract: Contract
+    encoder: SequenceEncoder
+    target: Target
+    loaded: LoadedModel
+
+
+def build_model(cfg: DictConfig) -> Model:
+    """Load the base model, add coordinate tokens, settle the contract."""
+    loaded: LoadedModel = instantiate(cfg.model.load)
+    grid, seq = build_coords(cfg), cfg.sequence
+    markers, init = tuple(seq.markers), cfg.model.rows.init
+    tokens: dict[str, Any] = {"num_bins": grid.num_bins, "coord_token": seq.coord_token, "markers": markers}
+    existing = add_coord_tokens(loaded.tokenizer, **tokens)
+    table = loaded.hf.get_input_embeddings().weight
+    vocab = coord_vocab(loaded.tokenizer, **tokens, existing=existing, init=init, num_rows=len(table))
+    resize = ResizeRule(
+        mode=cfg.model.resize.mode,
+        patch=loaded.patch,
+        merge=loaded.merge,
+        min_pixels=cfg.model.resize.min_pixels,
+        max_pixels=cfg.model.resize.max_pixels,
+        size=None if cfg.model.resize.size is None else tuple(cfg.model.resize.size),
+    )
+    contract = Contract(
+        coords=grid.name,
+        num_bins=grid.num_bins,
+        scale=grid.scale,
+        format=seq.format,
+        order=seq.order,
+        prompt=seq.prompt,
+        class_list=OmegaConf.select(cfg, "data.source.class_list", default="none") != "none",
+        markers=markers,
+        coord_token=seq.coord_token or "",
+        end_token=END_OF_TURN,
+        resize=resize,
+    )
+    tied = bool(loaded.hf.config.tie_word_embeddings)
+    digits = [loaded.tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)]
+    rows = CoordRows(
+        vocab,
+        table,
+        None if tied else loaded.hf.lm_head.weight,
+        init=init,
+        kept_ids=[i for t in existing if (i := loaded.tokenizer.convert_tokens_to_ids(t)) < len(table)] if init == "existing" else [],
+        scale=cfg.model.rows.scale,
+        digit_ids=digits if None not in digits else None,
+        seed=cfg.seed,
+    )
+    backbone = Backbone(loaded.hf, vocab, rows, image_mean=loaded.image_mean, image_std=loaded.image_std, freeze=list(cfg.model.freeze))
+    target: Target = instantiate(seq.target)(
+        loaded.tokenizer,
+        vocab,
+        grid,
+        order=seq.order,
+        max_objects=seq.max_objects,
+        on_too_many=seq.on_too_many,
+        seed=cfg.seed,
+    )
+    if target.format != seq.format:
+        raise ConfigError(f"sequence.format={seq.format!r} does not fit its target, which writes {target.format!r}; choose with sequence=")
+    encoder = SequenceEncoder(
+        PromptBuilder(loaded.tokenizer, vocab.image_id, text=seq.prompt, class_list_text=seq.class_list_text),
+        target,
+        vocab,
+        resize=resize,
+        image_fn=ImageReader(resize, cfg.model.max_source_pixels),
+        max_length=cfg.model.max_length,
+    )
+    return Model(backbone, loaded.tokenizer, vocab, grid, contract, encoder, target, loaded)
+
+
+def build_coords(cfg: DictConfig) -> Grid | Digits:
+    """How coordinates are written; refuses one that the sequence format cannot write."""
+    grid: Grid | Digits = instantiate(cfg.coords)
+    if grid.name not in cfg.sequence.coords:
+        fitting = " or ".join(f"coords={name}" for name in cfg.sequence.coords)
+        raise ConfigError(f"sequence={cfg.sequence.format} cannot write coords={grid.name}: use {fitting}")
+    return grid
+
+
+def build_grammar(model: Model) -> ObjectsGrammar:
+    """The grammar over the head's columns."""
+    if not isinstance(model.target, ObjectsTarget):
+        raise ConfigError(f"decode.grammar=true needs sequence=objects; there is no grammar of {model.target.format}")
+    rows, vocab, tokenizer = model.backbone.rows, model.vocab, model.tokenizer
+
+    def column(token_id: int) -> int:
+        return int(rows.columns(torch.tensor(token_id)))
+
+    added = {i for i in tokenizer.get_added_vocab().values() if i not in set(vocab.new_ids.tolist())}
+    unused = range(min(vocab.num_ids, rows.num_base), rows.num_base)
+    forbidden = {column(i) for i in added | {vocab.image_id, vocab.pad_id}} | set(unused) | set(rows.shadow.nonzero().flatten().tolist())
+    texts = tokenizer.batch_decode([[i] for i in range(min(vocab.num_ids, rows.num_base))])
+    return ObjectsGrammar(
+        num_columns=model.backbone.num_columns,
+        coord_columns=range(rows.num_base, rows.num_base + rows.num_bins),
+        start=column(vocab.marker_ids[model.target.start]),
+        end=column(vocab.marker_ids[model.target.end]),
+        end_of_turn=column(vocab.end_id),
+        forbidden=sorted(forbidden),
+        blank=[i for i, text in enumerate(texts) if not text.strip()],
+    )
+
+
