@@ -27,6 +27,8 @@ MARKERS = ("<obj_start>", "<obj_end>")
 COORD_TOKEN = "<|coord_{k}|>"
 PATCH, MERGE = 8, 2
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+#: Sizes of ``tiny_hf`` that no test but one of memory changes.
+TOWER_SIZES = {"num_layers": 2, "vision_depth": 2, "vision_width": 32, "vision_mlp": 64}
 
 
 @dataclass
@@ -66,14 +68,12 @@ def patchify(image: object, width: int, height: int, where: object) -> tuple[np.
 
 def tiny_hf(tokenizer: PreTrainedTokenizerFast, family: str, *, hidden: int = 32, **common: Any) -> Any:
     """A random Hugging Face model of a family; ``common``: ``table_size, tied, seed``."""
-    sizes = {
-        "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "vision_width": 32,
-        "vision_mlp": 64, **common,
-    }  # fmt: skip
+    sizes = {**TOWER_SIZES, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_heads": 4, "num_kv_heads": 2, **common}
+    depth = sizes.pop("vision_depth")
     if family == "qwen3_vl":
-        tower = {"vision_depth": 2, "vision_heads": 2, "patch_size": PATCH, "merge_size": MERGE}
+        tower = {"vision_depth": depth, "vision_heads": 2, "patch_size": PATCH, "merge_size": MERGE}
         return tiny_qwen3vl(tokenizer, **sizes, **tower, position_grid=8, deepstack=[0], position_amplitude=0.5)
-    vision = {"depth": 2, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": MERGE}
+    vision = {"depth": depth, "num_heads": 2, "patch_size": PATCH, "spatial_merge_size": MERGE}
     if family == "qwen2_vl":
         return tiny_qwen2vl(tokenizer, **sizes, vision=vision)
     return tiny_qwen25vl(tokenizer, **sizes, vision=vision, window_size=2 * PATCH * MERGE, full_attention_blocks=[1])
