@@ -8,10 +8,9 @@ from functools import partial
 from coordvlm.sequence.lenient_json import END_TOKENS, Leaf
 from coordvlm.sequence.raw_record import NO_DESC, Desc, RawRecord, Style, clean, make_raw, number_groups
 
-QWEN2_REF, QWEN2_BOX = ("<|object_ref_start|>", "<|object_ref_end|>"), ("<|box_start|>", "<|box_end|>")
-#: Other models' markers: Qwen-VL, InternVL, MiniCPM-V; DeepSeek-VL2.
-OTHER_REF = (("<ref>", "</ref>"), ("<|ref|>", "<|/ref|>"))
-OTHER_BOX = (("<box>", "</box>"), ("<|det|>", "<|/det|>"))
+#: Markers of a description and of a box, opening and closing: Qwen2-VL; Qwen-VL, InternVL and MiniCPM-V; DeepSeek-VL2.
+QWEN2 = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
+FAMILIES = (QWEN2, ("<ref>", "</ref>", "<box>", "</box>"), ("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"))
 #: PaliGemma: y1 x1 y2 x2, label, ``;``. Molmo: <point x= y= alt=>.
 LOC = re.compile(r"(?:<loc[0-9]{4}>)++")
 LOC_LABEL = re.compile(r"[^<;\n]*+")
@@ -29,22 +28,21 @@ class TagReader:
 
     def __init__(self, text: str, *, style: Style | None, coord_token: str) -> None:
         self.text, self.style, self.coord_token = text, style, coord_token
-        others = style is None
-        self.refs = dict((QWEN2_REF, *OTHER_REF) if others else (QWEN2_REF,))
-        self.boxes = dict((QWEN2_BOX, *OTHER_BOX) if others else (QWEN2_BOX,))
+        families = FAMILIES if style is None else (QWEN2,)
+        self.refs = {f[0]: f[1] for f in families}
+        self.boxes = {f[2]: f[3] for f in families}
         self.opening = (*self.refs, *self.boxes)
         self.closing = (*self.refs.values(), *self.boxes.values())
-        self._tags = re.compile("|".join(map(re.escape, (*self.opening, *self.closing, *END_TOKENS))))
+        self._ends = {tag: re.compile("|".join(map(re.escape, (*f, *END_TOKENS)))) for f in families for tag in (f[0], f[2])}
         self.records: list[RawRecord] = []
         self.truncated = False
         self._desc, self._desc_start, self._desc_end, self._used, self._ref_closed = NO_DESC, 0, -1, True, True
 
     def read(self, pos: int) -> int:
         """Read the region whose opening marker stands at ``pos``; the position after it."""
-        opening = self._tags.match(self.text, pos)
-        assert opening is not None
-        tag, start = opening.group(), opening.end()
-        following = self._tags.search(self.text, start)
+        tag = next(t for t in self.opening if self.text.startswith(t, pos))
+        start = pos + len(tag)
+        following = self._ends[tag].search(self.text, start)
         end = following.start() if following else len(self.text)
         self.truncated |= following is None
         closer = self.refs.get(tag) or self.boxes[tag]
