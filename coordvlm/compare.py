@@ -97,7 +97,7 @@ class _Source:
 
             trained = run.folder if run.record.get("command") == "train" else Path(run.record["evaluated"]["run"])
             self._config = OmegaConf.load(trained / "config.yaml")
-            self._built = build.instantiate(self._config.data.source)  # type: ignore[attr-defined]  # nobody else calls Hydra's
+            self._built = build.instantiate(self._config.data.source)
 
     def truth(self, run: Run) -> GroundTruth:
         """Of the images the run was evaluated on."""

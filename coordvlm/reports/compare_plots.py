@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coordvlm.reports.compare_data import Band, Comparison, PairResult
 from coordvlm.reports.compare_words import scale, title
+from coordvlm.reports.floor import floor_span
 from coordvlm.reports.page import Markup, tag
-from coordvlm.reports.plots import _INK, _LINE, SERIES, Plot
+from coordvlm.reports.plots import _INK, SERIES, Plot, floor_band
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FloatArray = NDArray[np.float64]
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
@@ -105,14 +110,7 @@ def error_shares(c: Comparison, limit: float) -> Markup:
     return plot.svg
 
 
-def floor_marks(axes: object, c: Comparison, limit: float) -> None:
-    """Shade up to the floor's 95th percentile, a line at its median, a dotted one at half a merged patch; once per distinct floor."""
-    floors = {id(g.floor): g.floor for g in c.groups if g.floor is not None and len(g.floor.error_px)}
-    for floor in floors.values():
-        median, high = floor.error_quantile(0.5), floor.error_quantile(0.95)
-        axes.axvspan(0, min(high, limit), color=_LINE, alpha=0.9, linewidth=0, zorder=0)  # type: ignore[attr-defined]
-        axes.axvline(min(median, limit), color=_INK, linewidth=0.8, zorder=0)  # type: ignore[attr-defined]
-        if floor.half_patch <= limit:
-            axes.axvline(floor.half_patch, color=_INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)  # type: ignore[attr-defined]
-
-
+def floor_marks(axes: Axes, c: Comparison, limit: float) -> None:
+    """The localisation floor and half a merged patch, once per distinct contract."""
+    for floor in {id(g.floor): g.floor for g in c.groups if g.floor is not None}.values():
+        floor_band(axes, floor_span(floor), (floor.half_patch,), limit)

@@ -128,12 +128,14 @@ def curves(lines: Mapping[str, Points], *, colours: Mapping[str, int], alt: str,
 
 
 def histogram(
-    values: ArrayLike, edges: ArrayLike, *, x_label: str, y_label: str, alt: str, marks: Sequence[float] = (), missed: int = 0
+    values: ArrayLike, edges: ArrayLike, *, x_label: str, y_label: str, alt: str, marks: Sequence[float] = (), missed: int = 0,
+    floor: tuple[float, float] | None = None, dotted: Sequence[float] = (),
 ) -> Markup:
     """Counts in ``edges``; values beyond the last edge are left out (say how many beside it).
 
     Args:
         marks: positions of dashed vertical lines. missed: height of an extra bar in another colour in the first bin.
+        floor: what no model can undercut, as ``floor_band`` draws it. dotted: positions of dotted lines.
     """
     edges = np.asarray(edges, dtype=np.float64)
     counts, _ = np.histogram(np.asarray(values, dtype=np.float64), bins=edges)
@@ -144,9 +146,24 @@ def histogram(
             axes.bar(edges[:1], [missed], np.diff(edges)[:1] * 0.94, bottom=counts[:1], align="edge", color=SERIES[1], linewidth=0)
         for mark in marks:
             axes.axvline(mark, color=SERIES[1], linewidth=1.0, linestyle=(0, (4, 3)))
+        floor_band(axes, floor, dotted, float(edges[-1]))
         axes.set_xlim(edges[0], edges[-1])
         axes.grid(False, axis="x")
     return plot.svg
+
+
+def floor_band(axes: Axes, floor: tuple[float, float] | None, dotted: Sequence[float], limit: float) -> None:
+    """A shade from 0 to the floor's 95th percentile with a line at its median, and dotted lines; nothing beyond ``limit``.
+
+    Args:
+        floor: (median, 95th percentile) of the localisation floor.
+    """
+    if floor is not None:
+        axes.axvspan(0, min(floor[1], limit), color=_LINE, alpha=0.9, linewidth=0, zorder=0)
+        axes.axvline(min(floor[0], limit), color=_INK, linewidth=0.8, zorder=0)
+    for mark in dotted:
+        if mark <= limit:
+            axes.axvline(mark, color=_INK, linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
 
 
 def signed_histograms(series: Mapping[str, Values], limit: float, *, x_label: str, alt: str) -> Markup:

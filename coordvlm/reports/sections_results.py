@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from coordvlm.contracts.prediction import DROP_REASONS, KEPT
 from coordvlm.reports import plots, tables
+from coordvlm.reports.floor import floor_of, floor_span, floor_words
 from coordvlm.reports.gallery import choose, gallery, scenes
 from coordvlm.reports.page import Child, Markup, fold, join, missing, section, table, tag
 from coordvlm.reports.summary import RunSummary
@@ -38,9 +39,14 @@ def pixel_errors(run: RunSummary) -> Markup:
         f"{found}. Boxes that were missed have no distance and are not in here; pck_all_* counts them."
     )
     rows = [(name, *cells) for name, cells in _buckets(finite, xy)]
-    svg = plots.histogram(finite, edges, x_label="px", y_label="corners", alt="Histogram of the corner error", marks=(2, 5, 10))
+    known = floor_of(run.truth, run.contract) if run.truth is not None and run.contract is not None else None
+    svg = plots.histogram(
+        finite, edges, x_label="px", y_label="corners", alt="Histogram of the corner error", marks=(2, 5, 10), floor=floor_span(known),
+        dotted=() if known is None else (known.half_patch,),
+    )
+    shade = "" if known is None or floor_span(known) is None else f" {floor_words(known)}"
     hidden = f" {beyond:,} of {len(finite):,} corners lie beyond {limit:.0f} px." if beyond else ""
-    figures = [plots.panel("Corner distance", svg, note=f"Dashed: 2, 5 and 10 px.{hidden}")]
+    figures = [plots.panel("Corner distance", svg, note=f"Dashed: 2, 5 and 10 px.{hidden}{shade}")]
     if xy is not None and len(xy):
         clean = xy[np.isfinite(xy).all(1)]
         reach = float(min(max(np.percentile(np.abs(clean), 98.5), 4.0), 60.0)) if len(clean) else 4.0

@@ -61,3 +61,14 @@ def test_matplotlib_is_imported_late_and_without_pyplot() -> None:
         "assert matplotlib.rcParams['svg.fonttype'] == matplotlib.rcParamsDefault['svg.fonttype']"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_floor_is_shaded_and_lines_beyond_the_axis_are_left_out() -> None:
+    options = {"x_label": "px", "y_label": "corners", "alt": "x"}
+    plain, shaded, dotted, far = (
+        plots.histogram([0.5, 1.5], [0, 1, 2], **options, **more)  # type: ignore[arg-type]
+        for more in ({}, {"floor": (0.1, 0.4)}, {"dotted": (1.5,)}, {"dotted": (3.0,)})
+    )
+    assert shaded.count("<path") == plain.count("<path") + 2  # the shade and the line at the median
+    assert dotted.count("stroke-dasharray") == plain.count("stroke-dasharray") + 1
+    assert far.count("<path") == plain.count("<path")

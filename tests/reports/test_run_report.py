@@ -177,3 +177,11 @@ def test_a_page_that_cannot_be_written_is_a_clear_error(run: RunSummary, tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         write_run_report(tmp_path / "file" / "report.html", RunSummary())
+
+
+def test_pixel_errors_are_shown_with_the_floor_that_the_contract_imposes(run: RunSummary, tmp_path: Path) -> None:
+    text = words(read(write_run_report(tmp_path / "report.html", replace(run, load_image=None, curves={}))))
+    assert "Shaded: floor of the coordinates" in text
+    assert "half a merged patch, 8.0 px" in text
+    text = words(read(write_run_report(tmp_path / "bare.html", replace(run, load_image=None, curves={}, contract=None))))
+    assert "Shaded: floor" not in text
