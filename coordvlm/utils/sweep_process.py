@@ -52,7 +52,7 @@ class ChildCommand:
         if module == "__main__":
             spec = getattr(sys.modules["__main__"], "__spec__", None)
             module = spec.name if spec else ""
-        if not module or "." in main.__qualname__:
+        if not module or "." in getattr(main, "__qualname__", "."):
             return None
         return cls(module, config_name, config_path, config_dir)
 
