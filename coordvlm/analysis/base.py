@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def _read(folder: Path) -> BaseRun:
         with np.load(folder / REPLICATES, allow_pickle=False) as data:
             seed = int(data["seed"])
             lengths = {len(data[key]) for key in data.files if key.startswith("metric/")}
-    except (OSError, ValueError, KeyError) as error:  # a cut archive is a ValueError or an OSError
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise DataError(f"must be the replicates of an evaluation ({type(error).__name__}: {error})", where=folder / REPLICATES) from error
     return BaseRun(folder, _name(folder), metrics, protocol, seed, max(lengths, default=0))
 
@@ -117,7 +118,7 @@ def _number(value: float | None) -> float:
 
 
 def _name(folder: Path) -> str:
-    """``tiny, untouched`` or ``run 2026-01-31_12-00-00 (hybrid, tiny)``."""
+    """``tiny (base model, untouched)`` or ``run 2026-01-31_12-00-00 (hybrid, tiny)``."""
     try:
         record = RunRecord.read(folder)
     except DataError:
@@ -125,7 +126,7 @@ def _name(folder: Path) -> str:
     chosen = record.get("choices") or {}
     what = record.get("evaluated") or {}
     if what.get("what"):
-        return f"{chosen.get('model', 'a model')}, {what['what']}"
+        return f"{chosen.get('model', 'a model')} ({what['what']})"
     words = ", ".join(str(chosen[k]) for k in ("experiment", "loss", "model") if chosen.get(k))
     return f"run {Path(what.get('run') or folder).name}" + (f" ({words})" if words else "")
 

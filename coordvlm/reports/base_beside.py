@@ -89,10 +89,10 @@ def difference(name: str, value: float) -> str:
 
 
 def interval(name: str, found: Interval) -> str:
-    """``+0.2810 – +0.3402``, or a dash."""
+    """``+0.2810 to +0.3402``, or a dash."""
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
         return "–"
-    return f"{difference(name, found.low)} – {difference(name, found.high)}"
+    return f"{difference(name, found.low)} to {difference(name, found.high)}"
 
 
 def headline(compared: BaseComparison | None) -> Markup | None:

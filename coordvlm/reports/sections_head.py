@@ -152,9 +152,20 @@ def contract(run: RunSummary) -> Markup:
 
 def _in_words(c: Contract) -> Markup:
     return join(
-        "A coordinate ", tag("code", "c = x / W"), f" in [0, 1] is written as one of {c.num_bins:,} bins, ",
-        tag("code", f"k = floor({c.scale} c + 0.5)"), ", and read as ", tag("code", f"k / {c.scale}"),
-        f". Boxes are {c.axes} on extents ", tag("code", c.extents), "; objects are written as ", tag("code", c.format), " in ",
-        tag("code", c.order), " order; images are resized by ", tag("code", c.resize.mode),
-        f" to sides that are multiples of {c.resize.factor} px.",
+        "A coordinate ", tag("code", "c = x / W"), " in [0, 1] is written as ", _written(c), f". Boxes are {c.axes} on extents ",
+        tag("code", c.extents), "; objects are written as ", tag("code", c.format), " in ", tag("code", c.order),
+        " order; images are resized by ", tag("code", c.resize.mode), f" to sides that are multiples of {c.resize.factor} px.",
     )
+
+
+def _written(c: Contract) -> Markup:
+    """A token of its own per bin, or ordinary digits (``num_bins`` 0; ``scale`` 0: pixels of the resized image)."""
+    if c.num_bins:
+        rule, read = f"k = floor({c.scale} c + 0.5)", f"k / {c.scale}"
+        return join(f"one of {c.num_bins:,} bins, ", tag("code", rule), ", and read as ", tag("code", read))
+    if not c.scale:
+        rule = "k = floor(c W' + 0.5)"
+        return join("the digits of ", tag("code", rule), ", px of the resized image (W' wide), and read as ", tag("code", "k / W'"))
+    if c.coords == "unit":
+        return join("digits, with 4 decimals")
+    return join("the digits of ", tag("code", f"k = floor({c.scale} c + 0.5)"), ", and read as ", tag("code", f"k / {c.scale}"))
