@@ -149,8 +149,10 @@ def _with_images(found: Comparison, runs: Sequence[Run], source: _Source) -> Com
 
 def _print(found: Comparison, page: Path) -> None:
     from coordvlm.reports.compare_sections import by_weight
-    from coordvlm.reports.compare_words import verdict
+    from coordvlm.reports.compare_words import lead, verdict
 
+    if lead(found):
+        print(lead(found))
     for pair in by_weight(found):
         print(verdict(found, pair))
     for note in found.notes:

@@ -32,6 +32,7 @@ def markdown(c: Comparison) -> str:
     if c.command:
         lines += [f"    {visible(c.command)}", ""]
     lines += [f"{len(c.runs)} runs, {c.num_images:,} {_text(c.protocol.get('split', ''))} images, read-out {_text(c.readout)}.", ""]
+    lines += [f"**{_text(words.lead(c))}**", ""] if words.lead(c) else []
     lines += [f"- {_text(words.verdict(c, pair))}" for pair in by_weight(c)]
     if c.notes:
         lines += ["", "Before you believe it:", "", *(f"- {_text(note)}" for note in c.notes)]

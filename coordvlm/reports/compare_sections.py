@@ -52,6 +52,7 @@ def verdicts(c: Comparison) -> Markup:
     for pair in by_weight(c):
         kind, word = ("good", "differs") if pair.differs(c.level) else ("", "not shown")
         items.append(tag("li", tag("span", word, class_=f"pill {kind} mark"), words.verdict(c, pair)))
+    lead = tag("p", tag("b", found)) if (found := words.lead(c)) else None
     listed: Child = tag("ul", items[:20], class_="checks", style="grid-template-columns:1fr")
     more = fold(f"{len(items) - 20} more pairs", tag("ul", items[20:], class_="checks")) if len(items) > 20 else None
     known: Child = None
@@ -62,7 +63,7 @@ def verdicts(c: Comparison) -> Markup:
         f"and another seed. “Differs” means p < {c.level:.2g} after Holm's correction over the {len(c.group_pairs())} pairs of a metric. "
         "Where no difference is shown there may still be one, smaller than the one that would have been seen."
     )
-    return join(section("verdict", "Verdict", listed, more, note=note), known)
+    return join(section("verdict", "Verdict", lead, listed, more, note=note), known)
 
 
 def metrics(c: Comparison) -> Markup:
@@ -145,7 +146,7 @@ def course(c: Comparison) -> Markup:
     more = [fold(name, legend, _panels(c, keys), _hidden(keys)) for name, keys in folded if keys]
     note = "Mean over seeds on validation data, range over seeds as a band. Diagnostics explain; they do not rank."
     return section(
-        "course", title, legend, tag("div", drawn, class_="plots"), tag("div", _reach(c), _snapshots(c), class_="columns"), *more, note=note
+        "course", title, legend, tag("div", drawn, class_="plots"), _reach(c), _snapshots(c), *more, note=note
     )
 
 
@@ -162,7 +163,8 @@ def _reach(c: Comparison) -> Child:
     if not wanted:
         return None
     metric = c.curve.split("/")[-1]
-    head = ["group", *(f"{c.curve} {words.amount(metric, level, unit=False)}" for level in wanted)]
+    at_least = "≤" if describe(metric)[1] < 0 else "≥"
+    head = ["group", *(f"{c.curve} {at_least} {words.amount(metric, level, unit=False)}" for level in wanted)]
     body = []
     for group in ordered(c):
         cells: list[Child] = []

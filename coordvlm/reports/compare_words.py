@@ -59,6 +59,28 @@ def title(metric: str) -> str:
     return f"{metric} (%)" if factor == 100 else f"{metric} ({unit})" if unit else metric
 
 
+def lead(c: Comparison) -> str:
+    """The state of affairs in one sentence: who is ahead, of whom that is shown, of whom it is not; "" for two groups or a baseline."""
+    if len(c.groups) < 3 or c.baseline:
+        return ""
+    sign = _better(c.metric) or 1
+    known = [g for g in c.groups if math.isfinite(g.estimates[c.metric].value)]
+    if len(known) < 2:
+        return ""
+    best = max(known, key=lambda g: sign * g.estimates[c.metric].value)
+    beaten, open_ = [], []
+    for pair in c.of(c.metric):
+        if best.short in (pair.first, pair.second):
+            other = pair.second if pair.first == best.short else pair.first
+            (beaten if pair.differs(c.level) else open_).append(other)
+    value = amount(c.metric, best.estimates[c.metric].value)
+    word = "highest" if sign > 0 else "lowest"
+    parts = [f"{best.short} has the {word} {c.metric} ({value.removesuffix(c.metric).strip()})"]
+    parts += [f"it beats {_and(beaten, 'and')}"] if beaten else []
+    parts += [f"a lead over {_and(open_, 'or')} is not shown"] if open_ else []
+    return "; ".join(parts) + "."
+
+
 def verdict(comparison: Comparison, pair: PairResult) -> str:
     """One sentence for a pair: the deciding metric with its interval, then what is named beside it."""
     beside = [other for name in comparison.verdict_metrics for other in comparison.of(name)

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from coordvlm.reports.compare_data import Estimate
-from coordvlm.reports.compare_words import amount, estimate, span, title, verdict
-from tests.reports.comparisons import comparison, pair
+from coordvlm.reports.compare_words import amount, estimate, lead, span, title, verdict
+from tests.reports.comparisons import comparison, group, pair
 
 
 def test_a_difference_is_said_with_its_interval_and_what_is_beside_it() -> None:
@@ -78,3 +78,13 @@ def test_estimates_and_titles() -> None:
     assert span("px_mean", 1.0, math.nan) == ""
     shown = {"AP": "AP (%)", "px_mean": "px_mean (px)", "tokens_per_image": "tokens_per_image", "parse_rate": "parse_rate (%)"}
     assert {m: title(m) for m in shown} == shown
+
+
+def test_the_lead_says_who_is_ahead_and_of_whom_that_is_shown() -> None:
+    groups = [group("ce", 0.5), group("hybrid", 0.63), group("mixed", 0.6)]
+    pairs = [pair(), pair(first="mixed", second="ce"), pair(first="hybrid", second="mixed", p=0.3)]
+    assert lead(comparison(groups=groups, pairs=pairs)) == (
+        "hybrid has the highest AP (63.0); it beats ce; a lead over mixed is not shown."
+    )
+    assert lead(comparison(groups=groups[:2])) == ""
+    assert lead(comparison(groups=groups, pairs=pairs, baseline="ce")) == ""
