@@ -99,7 +99,7 @@ class ObjectCollector:
         if point and not node.has_records:
             return [make(point, desc, form="axes", regular=strict, is_point=True)]
         if desc is not NO_DESC:
-            whole = all(isinstance(i, Leaf) or i is None for i in items)
+            whole = not node.has_records and all(isinstance(i, Leaf) or i is None for i in items)
             return [make([], desc, form=self.style.form if self.style else "list", regular=False)] if whole and not is_value else []
         return self._by_label(keys, items, make) if self.style is None else []
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
 from random import Random
@@ -53,7 +54,7 @@ def test_spans_point_at_what_was_read(style: str) -> None:
         assert text[slice(*r.span)] == write_one(style, desc, values)
         assert text[slice(*r.desc_span)] == desc
         shown = [text[slice(*s)] for s in r.value_spans]
-        assert [float(s.strip("<|coord_>")) for s in shown] == list(values)
+        assert [float(re.sub(r"[^0-9.]", "", s)) for s in shown] == list(values)
 
 
 def test_key_order_is_reported() -> None:
@@ -214,8 +215,8 @@ def test_drafts_are_no_answer() -> None:
 
 @pytest.mark.parametrize(
     ("text", "want"),
-    [('{"cat": [1, 2, 3, 4], "dog": [[5, 6, 7, 8], [9, 10, 11, 12]]}', [("cat", (1, 2, 3, 4)), ("dog", (5, 6, 7, 8)), ("dog", (9, 10, 11, 12))]),
-     ('{"label": "cat", "bbox_2d": [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]}', [("cat", (1, 2, 3, 4)), ("cat", (5, 6, 7, 8)), ("cat", (9, 10, 11, 12))]),
+    [('{"cat": [1, 2, 3, 4], "dog": [[5, 6, 7, 8]]}', [("cat", (1, 2, 3, 4)), ("dog", (5, 6, 7, 8))]),
+     ('{"label": "cat", "bbox_2d": [[1, 2, 3, 4], [5, 6, 7, 8]]}', [("cat", (1, 2, 3, 4)), ("cat", (5, 6, 7, 8))]),
      ("[[1, 2, 3, 4], [5, 6, 7, 8]]", [("", (1, 2, 3, 4)), ("", (5, 6, 7, 8))]),
      ('[[1, 2, 3, 4, "cat"]]', [("cat", (1, 2, 3, 4))]),
      ("dog(1,2),(3,4)", [("", (1, 2, 3, 4))]),
@@ -260,7 +261,7 @@ def mutations(text: str, seed: int) -> list[str]:
     return out
 
 
-ANSWERS = st.builds(lambda style, objects: write(style, [(d, v) for d, v in objects]), st.sampled_from(STYLES), st.lists(st.tuples(DESCS, values_of("")), max_size=3))  # fmt: skip
+ANSWERS = st.builds(write, st.sampled_from(STYLES), st.lists(st.tuples(DESCS, values_of("")), max_size=3))
 GARBAGE = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4) | ANSWERS, max_size=14).map("".join)
 
 
@@ -281,7 +282,8 @@ def test_no_text_stops_the_reader_100_000_strings(text: str, seed: int) -> None:
 
 
 UNITS = (
-    "[", "{", "[{", '{"a":', '"a":', '"', '"a ', "'a' ", "\n", '"\n', "\\", "<", "<think>", "<|box_start|>", "<ref>a", "1", "1,", "(1,2)", "[1,2,3,4],", "]}",
+    "[", "{", "[{", '{"a":', '"a":', '"', '"a ', "'a' ", "\n", '"\n', "\\", "<", "<think>", "<|box_start|>", "<ref>a", "1", "1,", "(1,2)",
+    "[1,2,3,4],", "]}",
     '{"bbox_2d": [1,2,3,4', '{"bbox_2d": [1,2,3,4], "label": "a},', '"\\ud8', "a", "<loc0001>", "<point ", "“", " ",
 )  # fmt: skip
 
