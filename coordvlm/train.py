@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from coordvlm.build import Experiment
+    from coordvlm.contracts import Batch
     from coordvlm.utils.record import RunRecord
     from coordvlm.utils.sweep import JobFailure
 
@@ -115,10 +116,10 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
     )
     if (base := open_base(cfg.base, outputs=cfg.paths.outputs)) is not None:
         base.require(experiment.protocol, seed=cfg.metrics.seed, num_replicates=cfg.metrics.num_replicates)
-    if record.writes:
-        _first_batch(cfg, experiment, run_dir, record)
+    batch = _first_batch(cfg, experiment, run_dir, record)
     if cfg.inspect:
         return None
+    _plan_memory(cfg, experiment, batch, trainer, record)
     _fit(cfg, experiment, trainer, run_dir, record)
     best = _load_best(run_dir, experiment)
     record.update(
@@ -148,8 +149,34 @@ def _data_counts(experiment: Experiment) -> dict[str, Any]:
     return counts
 
 
-def _first_batch(cfg: DictConfig, experiment: Experiment, run_dir: Path, record: RunRecord) -> None:
-    """Assert and keep the first training batch; made in this process, so that its errors need no worker."""
+def _plan_memory(cfg: DictConfig, experiment: Experiment, batch: Batch, trainer: Any, record: RunRecord) -> None:
+    """Estimate memory before step 0, say so, and settle ``model.gradient_checkpointing=auto``."""
+    from dataclasses import asdict
+
+    from coordvlm.analysis.cost import device_memory, plan
+    from coordvlm.models.checkpointing import parse_checkpointing
+    from coordvlm.utils.devices import settle
+
+    devices = settle(cfg.trainer)
+    found = plan(
+        experiment.model.backbone,
+        batch,
+        precision=devices.precision,
+        checkpointing=parse_checkpointing(cfg.model.gradient_checkpointing),
+        decode_batch=cfg.data.eval_batch_size,
+        max_new_tokens=experiment.decode["max_new_tokens"],
+        muon=cfg.optim.muon_lr is not None,
+        available=device_memory(trainer.strategy.root_device),
+        shards=trainer.world_size if devices.strategy == "fsdp" else 1,
+    )
+    experiment.model.backbone.set_checkpointing(found.checkpoint_every)
+    if record.writes:
+        print(found.text)
+    record.update(memory_estimate={**asdict(found.estimate), "checkpoint_every": found.checkpoint_every, "text": found.text})
+
+
+def _first_batch(cfg: DictConfig, experiment: Experiment, run_dir: Path, record: RunRecord) -> Batch:
+    """The first training batch, asserted and kept as a page; made in this process, so that its errors need no worker."""
     from rich.console import Console
 
     from coordvlm.callbacks import batch_inspector, finish
@@ -169,6 +196,8 @@ def _first_batch(cfg: DictConfig, experiment: Experiment, run_dir: Path, record:
     if not encoded:
         raise DataError("no sample of the first training batch can be read", where="train split")
     batch = model.encoder.collate(encoded)
+    if not record.writes:
+        return batch
     with record.time("first_batch"):
         pages, checks = batch_inspector.inspect_batch(
             run_dir / "first_batch.html", batch, samples, model.target, model.vocab, model.contract, images.frame,
@@ -177,6 +206,7 @@ def _first_batch(cfg: DictConfig, experiment: Experiment, run_dir: Path, record:
     if cfg.inspect:
         render_batch_text(pages, Console(), checks=checks)
         print(f"page: {run_dir / 'first_batch.html'}")
+    return batch
 
 
 def _fit(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, record: RunRecord) -> None:

@@ -16,6 +16,7 @@ from tests.data.layouts import write_small
 from tests.data_root import peer_data
 from tests.e2e import coco
 from tests.e2e.commands import FAST, refusal, train
+from tests.folders import PRESETS, write_folder
 
 #: Experiments on real data -> the folder of the test data they need.
 REAL = {"overfit_bccd": "bccd"}
@@ -28,6 +29,15 @@ OPTIONS = sorted(
     for file in (CONF / group).glob("*.yaml")
 )
 BUILD = "".join(p.read_text() for p in (CONF.parent / "coordvlm" / "build").glob("*.py"))
+#: What an option that writes digits cannot do without.
+DIGITS = {
+    ("coords", "pixel"): ["sequence=json_digits", "loss=ce"],
+    ("coords", "qwen1000"): ["sequence=json_digits", "loss=ce"],
+    ("coords", "unit"): ["sequence=json_unit", "loss=ce"],
+    ("sequence", "json_digits"): ["coords=qwen1000", "loss=ce"],
+    ("sequence", "json_unit"): ["coords=unit", "loss=ce"],
+    ("sequence", "qwen2_box"): ["coords=qwen1000", "loss=ce"],
+}
 COMMANDS = ("train", "eval", "bench", "compare")
 
 
@@ -37,7 +47,9 @@ def options_of(group: str, option: str, folder: Path) -> list[str]:
         return list(coco.write(folder, train=coco.content(), val=coco.content(3, first_id=50)))
     if group == "data" and option in ("jsonl", "yolo", "voc"):
         return write_small(option, folder)
-    return [f"{group}={option}"]
+    if group == "model" and not option.startswith("tiny"):
+        return [f"model={option}", f"model.path={write_folder(folder, PRESETS[option])}", "trainer=cpu"]
+    return [f"{group}={option}", *DIGITS.get((group, option), ())]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=map("=".join, OPTIONS))

@@ -15,6 +15,7 @@ from coordvlm.coords.grid import Digits, Grid
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.data.images import ImageReader
 from coordvlm.models.backbone import Backbone
+from coordvlm.models.checkpointing import parse_checkpointing
 from coordvlm.models.coord_rows import CoordRows
 from coordvlm.models.loading import LoadedModel
 from coordvlm.models.tokens import END_OF_TURN, add_coord_tokens, coord_vocab
@@ -48,12 +49,13 @@ def build_model(cfg: DictConfig) -> Model:
     existing = add_coord_tokens(loaded.tokenizer, **tokens)
     table = loaded.hf.get_input_embeddings().weight
     vocab = coord_vocab(loaded.tokenizer, **tokens, existing=existing, init=init, num_rows=len(table))
+    min_pixels, max_pixels = loaded.pixel_limits(cfg.model.resize.min_pixels, cfg.model.resize.max_pixels)
     resize = ResizeRule(
         mode=cfg.model.resize.mode,
         patch=loaded.patch,
         merge=loaded.merge,
-        min_pixels=cfg.model.resize.min_pixels,
-        max_pixels=cfg.model.resize.max_pixels,
+        min_pixels=min_pixels if cfg.model.resize.mode == "smart" else None,
+        max_pixels=max_pixels if cfg.model.resize.mode == "smart" else None,
         size=None if cfg.model.resize.size is None else tuple(cfg.model.resize.size),
     )
     contract = Contract(
@@ -69,19 +71,27 @@ def build_model(cfg: DictConfig) -> Model:
         end_token=END_OF_TURN,
         resize=resize,
     )
-    tied = bool(loaded.hf.config.tie_word_embeddings)
     digits = [loaded.tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)]
     rows = CoordRows(
         vocab,
         table,
-        None if tied else loaded.hf.lm_head.weight,
+        None if loaded.tied else loaded.hf.lm_head.weight,
         init=init,
         kept_ids=[i for t in existing if (i := loaded.tokenizer.convert_tokens_to_ids(t)) < len(table)] if init == "existing" else [],
         scale=cfg.model.rows.scale,
         digit_ids=digits if None not in digits else None,
         seed=cfg.seed,
     )
-    backbone = Backbone(loaded.hf, vocab, rows, image_mean=loaded.image_mean, image_std=loaded.image_std, freeze=list(cfg.model.freeze))
+    checkpointing = parse_checkpointing(cfg.model.gradient_checkpointing)
+    backbone = Backbone(
+        loaded.hf,
+        vocab,
+        rows,
+        image_mean=loaded.image_mean,
+        image_std=loaded.image_std,
+        freeze=list(cfg.model.freeze),
+        checkpoint_every=checkpointing if isinstance(checkpointing, int) else 0,  # auto: settled with the first batch
+    )
     target: Target = instantiate(seq.target)(
         loaded.tokenizer,
         vocab,
