@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,7 +81,7 @@ class ProcessLauncher(BasicLauncher):
             self._open(sweep, task, task.command)
             task.earlier = sweep_resume.read_results(sweep)
         jobs = self._plan(sweep, job_overrides, initial_job_idx, task.earlier)
-        self._look_back(jobs)
+        self._look_back(jobs, {result.folder: result.seconds for result in task.earlier})
         task.results += [job.result for job in jobs]
         folders = {job.result.folder for job in jobs}
         task.earlier = [result for result in task.earlier if result.folder not in folders]
@@ -144,10 +144,15 @@ class ProcessLauncher(BasicLauncher):
         assert isinstance(hydra, DictConfig)
         return _Job(JobResult(number, tuple(lines), "waiting", None, str(folder)), task, hydra, plain)
 
-    def _look_back(self, jobs: Sequence[_Job]) -> None:
-        """What earlier attempts left; refuses before anything starts."""
+    def _look_back(self, jobs: Sequence[_Job], told: Mapping[str, float | None]) -> None:
+        """What earlier attempts left; refuses before anything starts.
+
+        Args:
+            told: seconds from ``jobs.json``, which know more than the runs: the time before a run has its record.
+        """
         for job in jobs:
-            job.before = sweep_resume.look_back(job.folder, job.plain)
+            before = sweep_resume.look_back(job.folder, job.plain)
+            job.before = replace(before, seconds=told.get(job.result.folder) or before.seconds)
             if job.before.finished:
                 if job.before.changed:
                     shown = "; ".join(job.before.changed[:5]) + ("; ..." if len(job.before.changed) > 5 else "")

@@ -45,7 +45,7 @@ class SweepStatus:
             parts.append(f"{result.metric:.4f}")
         parts += [name, Path(result.folder).name]
         self.say("  ".join(part for part in parts if part))
-        if result.error and result.status != "finished":
+        if result.error and result.status == "failed":
             self.say(f"    {result.error}\n    console: {Path(result.folder) / CONSOLE}")
 
     def working(self, running: Sequence[tuple[str, Path]], parallel: int) -> None:
@@ -54,9 +54,10 @@ class SweepStatus:
         if not self._live or now - self._drawn < self.every_seconds:
             return
         self._drawn = now
-        jobs = "  |  ".join(f"{name}  {last_line(folder / CONSOLE)}".strip() for name, folder in running)
-        text = f"job {min(self.ended + len(running), self.total)}/{self.total}{self._left(parallel)}  {jobs}"
+        head = f"job {min(self.ended + len(running), self.total)}/{self.total}{self._left(parallel)}"
         width = shutil.get_terminal_size().columns - 1
+        share = max(10, (width - len(head)) // max(1, len(running)) - 3)  # of each job
+        text = " | ".join([head, *(f"{name}  {last_line(folder / CONSOLE)}".strip()[:share] for name, folder in running)])
         print("\r\x1b[2K" + text[:width], end="", flush=True)
 
     def _left(self, parallel: int) -> str:

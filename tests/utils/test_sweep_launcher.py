@@ -104,9 +104,11 @@ def test_failed_and_killed_jobs_are_recorded_and_run_again_and_finished_ones_do_
 
 def test_a_sweep_can_grow_but_not_change(root: Path, conf: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert sweep("seed=2") == 0
+    seconds = jobs(root)[0]["seconds"]
     assert sweep_command.cli(["resume_sweep=latest", "seed=1,2"]) == 0
     assert [job["seed"] for job in seen(root)] == [2, 1]
     assert [(job["job"], job["metric"]) for job in jobs(root)] == [(0, 0.5), (1, 1.0)]
+    assert jobs(root)[1]["seconds"] == seconds
     assert len(list(folder(root).glob("[0-9]*"))) == 2
     assert sweep_command.cli(["resume_sweep=latest", "seed=2"]) == 0
     assert "also holds jobs of other arguments: 000_" in capfd.readouterr().out
