@@ -9,6 +9,7 @@ python -m coordvlm.eval run=latest base=outputs/eval/<run> the difference to ano
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,9 +128,12 @@ def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path
         from coordvlm.analysis.base import open_base
         from coordvlm.callbacks import finish
         from coordvlm.callbacks.checkpoint import load_trained
+        from coordvlm.utils.devices import settle
         from coordvlm.utils.seeds import choose_seed, seed_everything
         from coordvlm.utils.targets import validate_targets
 
+    if (num := settle(config.trainer).num_processes) > 1:
+        logging.getLogger(__name__).info("eval runs in one process, on the first of these %d devices", num)
     if scored.checkpoint is None:
         validate_targets(config, build.SUPPLIED)
     if cfg.num_threads is not None:
