@@ -95,8 +95,7 @@ class _Source:
 
             from coordvlm import build
 
-            trained = run.folder if run.record.get("command") == "train" else Path(run.record["evaluated"]["run"])
-            self._config = OmegaConf.load(trained / "config.yaml")
+            self._config = OmegaConf.load(run.trained / "config.yaml")
             self._built = build.instantiate(self._config.data.source)
 
     def truth(self, run: Run) -> GroundTruth:

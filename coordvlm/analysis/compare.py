@@ -74,8 +74,8 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut], question: Question
     assert truth is not None, "two groups have answers"
     members = [run for group in groups for run in group.runs]
     metrics, absent = _metrics(members, question)
-    column = curves.curve_column(members, question.metric)
-    inner = [group.runs for group in groups]
+    inner = [group.runs for group in groups if all(run.curves for run in group.runs)]  # an untouched base model has no training
+    column = curves.curve_column([run for runs in inner for run in runs], question.metric) if inner else ""
     steps = curves.snapshot_steps(inner, column, question.num_snapshots) if column and question.num_snapshots else []
     wanted = curves.levels(inner, column, question.level_shares) if column else []
     floors = _floors(groups, truth)
@@ -86,7 +86,7 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut], question: Question
     ]
     pairs, baseline = _pairs(groups, metrics, question, num_images)
     first = members[0]
-    exact = curves.logs_time(members)
+    exact = all(curves.logs_time(runs) for runs in inner)
     contracts = contract_differences(groups)
     return Comparison(
         metric=question.metric, metrics=metrics, verdict_metrics=[m for m in question.verdict_metrics if m in metrics], groups=results,
@@ -167,12 +167,13 @@ def _result(
         found = mean_interval(seeds, num_images=num_images, coverage=coverage)
         estimates[name] = Estimate(found.value, found.low, found.high, seeds.spread())
     runs = group.runs
+    logged = bool(column) and all(column in run.curves for run in runs)
     return GroupResult(
         name=group.name, short=group.short, seeds=group.seeds, estimates=estimates, readouts=_readouts(runs), statuses=_statuses(runs),
         px_error=np.concatenate([answers[run.folder].px_error for run in runs]), floor=floor, cost=_cost(runs),
         loss_share=curves.loss_share(runs), grad_share=curves.grad_share(runs), curves=curves.bands(runs),
-        reach=curves.reach(runs, column, wanted) if column else (),
-        snapshots=curves.snapshot(runs, column, steps) if column else {},
+        reach=curves.reach(runs, column, wanted) if logged else (),
+        snapshots=curves.snapshot(runs, column, steps) if logged else {},
     )
 
 

@@ -20,8 +20,8 @@ from coordvlm.utils.overrides import hint, nearest
 
 #: Settings that change no result; a prefix ends in a dot.
 NEUTRAL = (
-    "paths.", "hydra.", "logger.", "callbacks.progress.", "notes", "resume", "inspect", "num_threads", "data.num_workers",
-    "trainer.log_every_n_steps", "trainer.enable_progress_bar", "metrics.num_replicates", "metrics.seed",
+    "paths.", "hydra.", "logger.", "callbacks.progress.", "notes", "resume", "resume_sweep", "sweep.", "inspect", "num_threads",
+    "base", "data.num_workers", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "metrics.num_replicates", "metrics.seed",
 )
 _CONDITION = re.compile(r"([\w./-]+)=(\S*)")
 

@@ -1,7 +1,8 @@
 """What a comparison reads of a run folder, and why a folder cannot take part.
 
 A run takes part if it finished and left everything a claim needs: configuration, metrics, predictions and bootstrap replicates.
-A folder of ``eval`` counts as another evaluation of the run it scored: recipe, seed and curves are that run's.
+A folder of ``eval`` counts as another evaluation of the run it scored: recipe, seed and curves are that run's; the evaluation
+of an untouched base model stands for itself.
 """
 
 from __future__ import annotations
@@ -61,13 +62,21 @@ class Run:
     @property
     def name(self) -> str:
         """Folder, with the sweep's before a job's."""
-        return f"{self.folder.parent.name}/{self.folder.name}" if (self.folder.parent / "jobs.json").is_file() else self.folder.name
+        parent = self.folder.parent
+        in_sweep = any((parent / name).is_file() for name in ("sweep.json", "jobs.json"))
+        return f"{parent.name}/{self.folder.name}" if in_sweep else self.folder.name
 
     @property
     def choices(self) -> dict[str, str]:
-        """Config group -> chosen option."""
+        """Config group -> chosen option; an untouched base model was taught by no loss."""
         found = self.record.get("choices")
-        return {str(k): str(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
+        chosen = {str(k): str(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
+        return {"loss": "untouched", **chosen} if "what" in (self.record.get("evaluated") or {}) else chosen
+
+    @property
+    def trained(self) -> Path:
+        """The folder of the training run; this one for an untouched base model."""
+        return _trained(self.folder, self.record)
 
     @property
     def predictions_file(self) -> Path:
@@ -144,7 +153,7 @@ def read_run(folder: Path) -> Run | None:
         error = record.get("error")
         words = f": {error.get('type')}: {error.get('message')}" if isinstance(error, Mapping) else ""
         raise DataError(f"only a finished run can be compared, this one is {record['status']}{words}", where=folder)
-    trained = folder if record["command"] == "train" else Path(str(record.get("evaluated", {}).get("run", "")))
+    trained = _trained(folder, record)
     config = _config(folder, trained)
     metrics = _json(folder / "metrics.json")
     replicates, image_ids, bootstrap_seed = _replicates(folder / "bootstrap.npz")
@@ -166,6 +175,11 @@ def read_run(folder: Path) -> Run | None:
         bootstrap_seed=bootstrap_seed, protocol={k: v for k, v in protocol.items() if k != "hash"}, protocol_hash=digest,
         readouts=readouts, counts=counts, timing=timing, curves=read_log(trained / "log.csv"), contract=_contract(trained),
     )
+
+
+def _trained(folder: Path, record: Mapping[str, Any]) -> Path:
+    scored = (record.get("evaluated") or {}).get("run")
+    return folder if scored is None else Path(str(scored))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -159,14 +159,14 @@ def _hidden(keys: Sequence[str]) -> Child:
 
 
 def _reach(c: Comparison) -> Child:
-    wanted = [r.level for r in c.groups[0].reach]
+    wanted = next(([r.level for r in g.reach] for g in c.groups if g.reach), [])
     if not wanted:
         return None
     metric = c.curve.split("/")[-1]
     at_least = "≤" if describe(metric)[1] < 0 else "≥"
     head = ["group", *(f"{c.curve} {at_least} {words.amount(metric, level, unit=False)}" for level in wanted)]
     body = []
-    for group in ordered(c):
+    for group in (g for g in ordered(c) if g.reach):
         cells: list[Child] = []
         for r in group.reach:
             if not r.reached:
@@ -181,9 +181,9 @@ def _reach(c: Comparison) -> Child:
 
 
 def _snapshots(c: Comparison) -> Child:
-    steps = list(c.groups[0].snapshots)
+    steps = next((list(g.snapshots) for g in c.groups if g.snapshots), [])
     if not steps:
         return tag("div", tag("h3", "At common steps"), missing("The runs were not validated at any common step."))
     metric = c.curve.split("/")[-1]
-    body = [[g.short, *(words.estimate(metric, g.snapshots[s]) for s in steps)] for g in ordered(c)]
+    body = [[g.short, *(words.estimate(metric, g.snapshots[s]) for s in steps)] for g in ordered(c) if g.snapshots]
     return tag("div", tag("h3", f"{c.curve} at common steps"), table(["group", *(f"{s:,}" for s in steps)], body))

@@ -68,7 +68,8 @@ def lead(c: Comparison) -> str:
     if len(known) < 2:
         return ""
     best = max(known, key=lambda g: sign * g.estimates[c.metric].value)
-    beaten, open_ = [], []
+    beaten: list[str] = []
+    open_: list[str] = []
     for pair in c.of(c.metric):
         if best.short in (pair.first, pair.second):
             other = pair.second if pair.first == best.short else pair.first

@@ -104,6 +104,17 @@ def test_one_seed_each_is_the_paired_bootstrap_of_two_runs(sweep: Path) -> None:
     assert "One seed only of ce, hybrid" in found.notes[0]
 
 
+def test_an_untouched_base_model_is_a_group_without_training(sweep: Path) -> None:
+    runs = runs_of(sweep, "ce_", "hybrid_0")
+    base = {**runs[-1].record, "choices": {}, "evaluated": {"what": "base model, untouched"}}
+    runs[-1] = replace(runs[-1], record=base, curves={}, contract=None)
+    found = compare(runs, [], replace(QUESTION, num_pictures=0), lines)
+    assert [g.short for g in found.groups] == ["ce", "untouched"]
+    assert found.curve == "val/AP"
+    assert (len(found.groups[0].reach), len(found.groups[1].reach)) == (2, 0)
+    assert found.groups[1].floor is None
+
+
 def test_too_few_groups_are_refused_with_what_was_left_out(sweep: Path) -> None:
     rest = [LeftOut(Path("/broken"), "it failed")]
     with pytest.raises(ConfigError, match=r"all 3 runs are one recipe.*left out:\n  /broken: it failed"):

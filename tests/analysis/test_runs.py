@@ -117,6 +117,17 @@ def test_an_evaluation_counts_as_the_run_it_scored(run: Path, tmp_path: Path) ->
     assert found.contract == CONTRACT
 
 
+def test_an_untouched_base_model_stands_for_itself(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "log.csv").unlink()
+    edit(run, "run.json", command="eval", evaluated={"what": "base model, untouched"}, choices={"model": "tiny"})
+    found = read_run(run)
+    assert found is not None
+    assert found.choices == {"model": "tiny", "loss": "untouched"}
+    assert found.curves == {}
+    assert found.contract is None
+
+
 def test_a_log_without_numbers_has_no_curve(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step,a,b\n0,1.5,\n1,nan,\n")
     found = read_log(tmp_path / "log.csv")
