@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import logging
 import netrc
 import os
@@ -20,8 +21,8 @@ from coordvlm.utils.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 _MODES = ("auto", "online", "offline")
-#: W&B's folders outside the run's own; those that the user has not placed go into the run folder.
-_PLACES = ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR")
+#: What W&B writes outside the run's own folder; where the user has not placed it, it goes into the run folder.
+_PLACES = ("WANDB_CACHE_DIR", "WANDB_DATA_DIR")
 
 
 class WandbLog(Tracker):
@@ -134,7 +135,7 @@ def has_key() -> bool:
     """Whether W&B would find a key: in the environment or in the netrc file, for its server."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlparse(_server()).hostname or ""
     places = [Path(os.environ["NETRC"])] if os.environ.get("NETRC") else [Path.home() / ".netrc", Path.home() / "_netrc"]
     for file in places:
         try:
@@ -143,6 +144,15 @@ def has_key() -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
+
+
+def _server() -> str:
+    """The address in the environment or in W&B's settings (``wandb login --host`` writes it there), else the public one."""
+    settings = configparser.ConfigParser(interpolation=None)
+    with suppress(configparser.Error, OSError):
+        settings.read(Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb") / "settings")
+    saved = settings.get("default", "base_url", fallback="https://api.wandb.ai")
+    return os.environ.get("WANDB_BASE_URL") or saved
 
 
 def sweep_name(folder: Path) -> str | None:

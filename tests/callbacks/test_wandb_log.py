@@ -19,7 +19,7 @@ RANK_0: Any = SimpleNamespace(is_global_zero=True)
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A user without a key."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -34,8 +34,17 @@ def make(folder: Path, **changes: Any) -> WandbLog:
     return WandbLog(**{**options, **changes})
 
 
-@pytest.mark.parametrize(("netrc", "found"), [(None, False), ("api.wandb.ai", True), ("example.org", False)])
-def test_a_key_in_netrc_counts_for_its_server_only(netrc: str | None, found: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("netrc", "settings", "found"),
+    [
+        (None, None, False), ("api.wandb.ai", None, True), ("example.org", None, False),
+        ("example.org", "[default]\nbase_url = https://example.org\n", True), ("api.wandb.ai", "no settings at all", True),
+    ],
+)
+def test_a_key_in_netrc_counts_for_its_server_only(netrc: str | None, settings: str | None, found: bool, tmp_path: Path) -> None:
+    if settings:
+        (tmp_path / "home" / ".config" / "wandb").mkdir(parents=True)
+        (tmp_path / "home" / ".config" / "wandb" / "settings").write_text(settings)
     if netrc:
         (tmp_path / "home" / ".netrc").write_text(f"machine {netrc}\n login user\n password {'0' * 40}\n")
         (tmp_path / "home" / ".netrc").chmod(0o600)
