@@ -1,8 +1,9 @@
 """JSON as language models write it, read in one pass: no recursion, time linear in the text, no text is refused.
 
-What strict JSON means stays what it means. Beyond it the reader accepts single and typographic quotes, unquoted words, unescaped
-quotes inside a string, Python tuples, leading zeros, trailing and missing commas, braces and brackets that are missing, doubled or
-cut off, and bare coordinate tokens. It repairs syntax and never a value: a number or a string that was cut off says so.
+What strict JSON means stays what it means, but for objects in a list that holds numbers (there a bracket is missing). Beyond it
+the reader accepts single and typographic quotes, unquoted words, unescaped quotes inside a string, Python tuples, leading zeros,
+trailing and missing commas, braces and brackets that are missing, doubled or cut off, and bare coordinate tokens. It repairs
+syntax and never a value: a number or a string that was cut off says so.
 """
 
 from __future__ import annotations

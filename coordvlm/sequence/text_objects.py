@@ -68,7 +68,7 @@ class ObjectCollector:
         out = []
         for keys, items in groups:
             one = len(groups) == 1 and len(keys) == len(node.keys)
-            span = (node.start, node.end) if one else (keys[0].start, _end(items[-1], keys[-1]))
+            span = (node.start, node.end) if one else (keys[0].start - (keys[0].kind == "string"), _end(items[-1], keys[-1]))
             out += self._group(keys, items, span, node, is_value=key is not None, one=one)
         return out
 

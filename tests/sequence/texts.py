@@ -46,8 +46,8 @@ def values_of(style: str) -> st.SearchStrategy[Values]:
 
 NASTY = (
     '"', "\\", '\\"', "'", ",", "]", "}", "{", "[", ":", "(1,2)", "(1,2),(3,4)", '"bbox_2d"', '"bbox_2d": [1, 2, 3, 4]', "'label':", "\n",
-    '"}, {"desc": "', "```", "```json", "<", "</think", "NaN", "null", "“", "”", "é", "犬", "👩‍👩‍👧", "\u2028", "\x00", "\x7f", " ", "\t", "%", "10, 20",
-    "<box>", "<point x=1>", "<loc0001>", "</ref>", "\\u0041", "\ufeff", "\ufffd",
+    '"}, {"desc": "', "```", "```json", "<", "</think", "NaN", "null", "“", "”", "é", "犬", "\U0001f469\u200d\U0001f467", "\u2028", "\x00",
+    "\x7f", " ", "\t", "%", "10, 20", "<box>", "<point x=1>", "<loc0001>", "</ref>", "\\u0041", "\ufeff", "\ufffd",
 )  # fmt: skip
 #: Descriptions that are allowed in targets: not empty, no control or marker token.
 DESCS = (
@@ -57,9 +57,10 @@ DESCS = (
     .filter(lambda d: bool(d) and "<|" not in d)
 )
 FRAGMENTS = (
-    *NASTY, "<think>", "</think>", "<answer>", "</answer>", "<|im_end|>", "<|endoftext|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<ref>", "<box>", "</box>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|coord_5|>", "<|coord_1000|>", "<|coord_", "<12>", "<loc0256>",
-    '<points x1="1" y1="2.5" alt="a">', '"label"', '"desc": ', '"names": {"en": ', '"point_2d": [', '"x_min": 0.1', '"y_max": ', '{"bbox_2d": [',
-    "[1, 2, 3, 4]", "(904, 196)", "1e999", "-", "0x1F", "476_496", "9" * 40, "1.", ".5", "\ud800", '{"objects": [', "cat", " dog's ", "…",
+    *NASTY, "<think>", "</think>", "<answer>", "</answer>", "<|im_end|>", "<|endoftext|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<ref>", "<box>", "</box>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>", "<|coord_5|>",
+    "<|coord_1000|>", "<|coord_", "<12>", "<loc0256>", '<points x1="1" y1="2.5" alt="a">', '"label"', '"desc": ', '"names": {"en": ',
+    '"point_2d": [', '"x_min": 0.1', '"y_max": ', '{"bbox_2d": [', "[1, 2, 3, 4]", "(904, 196)", "1e999", "-", "0x1F", "476_496", "9" * 40,
+    "1.", ".5", "\ud800", '{"objects": [', "cat", " dog's ", "…",
     *(write_one(s, "cat", (0.1, 0.2, 0.3, 0.4) if s == "json_unit" else (10, 20, 30, 40)) for s in STYLES),
 )  # fmt: skip
