@@ -10,6 +10,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+#: Seconds between new values on the bar.
+_REFRESH = 0.5
+
 
 class ProgressReport(ProgressBar):
     """Step, loss per term, images per second and time left over *all* steps; validation and test have bars of their own.
@@ -26,7 +29,7 @@ class ProgressReport(ProgressBar):
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._said = self._mark = time.perf_counter()
-        self._images = 0
+        self._images, self._rate = 0, 0.0
         self._started_at = (0, time.perf_counter())
 
     def disable(self) -> None:
@@ -46,28 +49,31 @@ class ProgressReport(ProgressBar):
     ) -> None:
         self._images += len(batch) * trainer.world_size
         now = time.perf_counter()
-        text = self._terms(trainer, now)
+        if now - self._mark > 0.5:
+            self._rate = self._images / (now - self._mark)
         if self._progress is not None:
-            self._progress.update(self._tasks["train"], completed=trainer.global_step, terms=text)
+            if now - self._said >= _REFRESH:  # reading a value waits for the device
+                self._progress.update(self._tasks["train"], terms=self._terms(trainer))
+                self._said = now
+            self._progress.update(self._tasks["train"], completed=trainer.global_step)
         elif self._enabled and now - self._said >= self.every_seconds:
             done, started = self._started_at
             total = self._total_steps(trainer)
             rate = (trainer.global_step - done) / (now - started)
             left = f", {_clock((total - trainer.global_step) / rate)} left" if total and rate > 0 else ""
-            self.console.print(f"step {trainer.global_step}{f' / {total}' if total else ''}  {text}{left}", highlight=False, soft_wrap=True)
+            step = f"step {trainer.global_step}{f' / {total}' if total else ''}"
+            self.console.print(f"{step}  {self._terms(trainer)}{left}", highlight=False, soft_wrap=True)
             self._said = now
         if now - self._mark > 5:  # images/s over the last seconds
             self._images, self._mark = 0, now
 
-    def _terms(self, trainer: lightning.Trainer, now: float) -> str:
+    def _terms(self, trainer: lightning.Trainer) -> str:
         values = trainer.callback_metrics
         terms = {k.removeprefix("train_term/"): float(v) for k, v in values.items() if k.startswith("train_term/")}
         shown = [f"{name} {value:.3g}" for name, value in terms.items()]
         if "val/AP" in values:
             shown.append(f"val AP {float(values['val/AP']):.3f}")
-        if now - self._mark > 0.5:
-            self._rate = self._images / (now - self._mark)
-        return "  ".join([*shown, f"{getattr(self, '_rate', 0.0):.0f} images/s"])
+        return "  ".join([*shown, f"{self._rate:.0f} images/s"])
 
     @staticmethod
     def _total_steps(trainer: lightning.Trainer) -> int | None:

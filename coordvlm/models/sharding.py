@@ -14,11 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-#: Methods of a backbone that are entered from outside its ``forward``.
-_ENTRIES = ("image_features", "hidden", "logits")
 
 
 def shard(backbone: Any, mesh: DeviceMesh) -> None:
@@ -28,8 +25,6 @@ def shard(backbone: Any, mesh: DeviceMesh) -> None:
     for unit in (*backbone.hf.model.language_model.layers, *backbone.hf.model.visual.blocks):
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     fully_shard(backbone, mesh=mesh, reshard_after_forward=False, ignored_params=set(backbone.rows.parameters()))
-    for name in _ENTRIES:
-        register_fsdp_forward_method(backbone, name)
 
 
 def units(module: nn.Module) -> list[FSDPModule]:
@@ -38,7 +33,11 @@ def units(module: nn.Module) -> list[FSDPModule]:
 
 
 def gather_weights(module: nn.Module) -> None:
-    """Hold all weights whole until ``release_weights``: ranks that decode take different numbers of steps, so no step may be collective."""
+    """Hold all weights whole until ``release_weights``: ranks that decode take different numbers of steps, so no step may be collective.
+
+    The methods that decoding calls beside ``forward`` work between the two only. They are not registered with FSDP: ``forward`` calls them
+    too, and an FSDP forward within its own module's forward gives the root's weights away at the end of the inner one (torch 2.13).
+    """
     for unit in units(module):
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()

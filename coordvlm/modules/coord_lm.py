@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from coordvlm.contracts import Batch, Evaluation, Parser, Prediction
-from coordvlm.losses.finite import refuse_non_finite
-from coordvlm.losses.weighted_sum import WeightedSum
+from coordvlm.contracts import Batch, Evaluation, ModelOutput, Parser, Prediction
+from coordvlm.losses.weighted_sum import LossOutput, WeightedSum
 from coordvlm.models.backbone import NEEDS, Backbone
 from coordvlm.models.decode import GreedyDecoder
 from coordvlm.models.sharding import average_replicated, clip_gradients, gather_weights, release_weights, shard, units, whole
+from coordvlm.modules.diagnostics import Diagnostics, GradientProbe, can_probe_gradients
+from coordvlm.modules.finite_guard import FiniteGuard
 from coordvlm.modules.optim import OptimSettings, build_optimizer
 from coordvlm.utils import collectives
 
@@ -27,7 +29,7 @@ class CoordLM(lightning.LightningModule):
     Args:
         losses: the recipe. decoder, parser: tokens -> records.
         val_metric, test_metrics: detection metrics with their truth set; test metrics by read-out, the first one is the reported one.
-        optim: optimiser settings.
+        optim: optimiser settings. diagnostics: what is looked at beside the loss; None: nothing.
         readout: the reported read-out, also in validation.
     """
 
@@ -42,15 +44,19 @@ class CoordLM(lightning.LightningModule):
         test_metrics: Mapping[str, Metric],
         optim: OptimSettings,
         readout: str,
+        diagnostics: Diagnostics | None = None,
     ) -> None:
         super().__init__()
         losses.require(NEEDS, who="the token model")
         self.backbone, self.losses = backbone, losses
         self.decoder, self.parser, self.optim, self.readout = decoder, parser, optim, readout
         self.val_metric, self.test_metrics = val_metric, dict(test_metrics)
+        self.diagnostics = diagnostics
+        self._gradients: GradientProbe | None = None
         self.evaluation: Evaluation | None = None
         self.readout_evaluations: dict[str, Evaluation] = {}
         self.predictions: list[Prediction] = []
+        self.guard = FiniteGuard()
         self._window: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._window_counts: Mapping[str, int] = {}
         self._window_logs: dict[str, tuple[Tensor, int]] = {}
@@ -74,6 +80,7 @@ class CoordLM(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+        self.guard.settle()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = self.optim.clip_norm or float("inf")
         if units(self.backbone):
@@ -90,9 +97,12 @@ class CoordLM(lightning.LightningModule):
             self._window.clear()
             self._window_logs = {}
             self._window_counts = collectives.sum_counts(batch.window.counts)
-        output = self.backbone(batch, self.losses.needs)
+        looks = self.diagnostics if self._looks_now() else None
+        output = self.backbone(batch, self.losses.needs | (looks.needs if looks else frozenset()))
         loss = self.losses(output, batch, self._window_counts, world_size=self.trainer.world_size, accumulate=batch.window.accumulate)
-        refuse_non_finite(loss, batch.ids, step=self.global_step)
+        self.guard.watch(loss, batch.ids, step=self.global_step)
+        if looks:
+            self._look(looks, output, batch, loss)
         for name, share in loss.terms.items():
             self._window[name] = self._window[name] + share
         _add(self._window_logs, loss.logs)
@@ -110,6 +120,29 @@ class CoordLM(lightning.LightningModule):
         means = {f"train_{name}": total[f"log/{name}"] / max(counts[name], 1) for name in self._window_logs}
         self.log_dict(means, batch_size=len(batch))
 
+    def _looks_now(self) -> bool:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return self.diagnostics is not None and self.diagnostics.due(self.trainer.global_step, every)
+
+    def _look(self, diagnostics: Diagnostics, output: ModelOutput, batch: Batch, loss: LossOutput) -> None:
+        """Add a micro-batch of a step that is looked at; log when its window is complete."""
+        assert batch.window is not None
+        if batch.window.index == 0:
+            self._gradients = GradientProbe(self.backbone, self.losses) if can_probe_gradients(self.backbone) else None
+            if diagnostics.train is not None:
+                diagnostics.train.reset()
+        if diagnostics.train is not None:
+            diagnostics.train.update(output, batch)
+        if self._gradients is not None:
+            self._gradients.add(loss, self._window_counts)
+        if batch.window.index + 1 < batch.window.size:
+            return
+        if self._gradients is not None:
+            self.log_dict({f"train_{name}": value for name, value in self._gradients.compute().items()}, batch_size=len(batch))
+            self._gradients = None
+        if diagnostics.train is not None:
+            self.log_dict(_named(diagnostics.train.compute(), "train_"), batch_size=len(batch))
+
     def _logs_now(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return self.trainer.global_step == 0 or (self.trainer.global_step + 1) % every == 0
@@ -117,6 +150,8 @@ class CoordLM(lightning.LightningModule):
     # ------------------------------------------------------------- validation
     def on_validation_epoch_start(self) -> None:
         self.val_metric.reset()
+        if self.diagnostics is not None and self.diagnostics.val is not None:
+            self.diagnostics.val.reset()
         self._val_sums.clear()
         self._val_logs = {}
         self._val_counts.clear()
@@ -127,7 +162,11 @@ class CoordLM(lightning.LightningModule):
         if self.skip_validation:
             return
         counts = self.losses.counts(batch)
-        loss = self.losses(self.backbone(batch, self.losses.needs), batch, counts)
+        probe = None if self.diagnostics is None else self.diagnostics.val
+        output = self.backbone(batch, self.losses.needs | (frozenset() if probe is None else probe.needs))
+        loss = self.losses(output, batch, counts)
+        if probe is not None:
+            probe.update(output, batch)
         for name, total in loss.sums.items():
             self._val_sums[name] = self._val_sums[name] + total
         for group, count in counts.items():
@@ -137,6 +176,8 @@ class CoordLM(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_validation()
+        if self.diagnostics is not None and self.diagnostics.val is not None:
+            self.log_dict(_named(self.diagnostics.val.compute(), "val_"))
         evaluation: Evaluation = self.val_metric.compute()
         wanted = ("AP", "AP50", "AP_score1", "F1_50", "parse_rate", "duplicate_rate", "px_median")
         self.log_dict({f"val/{k}": float(evaluation.metrics[k].value) for k in wanted if k in evaluation.metrics})
@@ -201,6 +242,11 @@ class CoordLM(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {}  # weights live in trained.safetensors beside it
+
+
+def _named(found: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Undefined values (no slot of that kind was seen) are left out."""
+    return {f"{prefix}coord_probe/{name}": value for name, value in found.items() if not math.isnan(value)}
 
 
 def _add(to: dict[str, tuple[Tensor, int]], logs: Mapping[str, tuple[Tensor, int]]) -> None:

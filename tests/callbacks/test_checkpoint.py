@@ -143,3 +143,35 @@ def test_a_trainer_state_that_cannot_be_read_is_named(tmp_path: Path, content: b
         file.write_bytes(content)
     with pytest.raises(ContractError, match=r"trainer\.ckpt: cannot go on from it, it cannot be read: \S"):
         steps_done(file)
+
+
+def test_other_ranks_take_part_and_write_nothing(parts: tuple[FolderCheckpoint, Any, Any]) -> None:
+    callback, trainer, model = parts
+    asked: list[str] = []
+    trainer.is_global_zero = False
+    trainer.save_checkpoint = lambda path: asked.append("trainer")
+    model.trained_state = lambda: asked.append("weights")
+    trainer.global_step, trainer.callback_metrics = 10, {"val/AP": torch.tensor(0.5)}
+    callback.on_validation_end(trainer, model)
+    assert asked == ["trainer", "weights"] * 2  # last and best
+    assert not callback.folder.exists()
+
+
+def test_a_rank_goes_on_with_its_own_random_stream(parts: tuple[FolderCheckpoint, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    callback, trainer, model = parts
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(torch.get_rng_state())
+
+    def draw(rank: int) -> float:
+        torch.manual_seed(9)
+        monkeypatch.setattr("coordvlm.utils.collectives.rank", lambda: rank)
+        rng: dict[str, Any] = {}
+        callback.on_save_checkpoint(trainer, model, rng)
+        first, second = ({**rng["rng"], "torch": state} for state in states)
+        callback.on_load_checkpoint(trainer, model, {"rng": first, "rng_of_other_ranks": [second]})
+        return torch.rand(1).item()
+
+    fresh = [torch.rand(1, generator=torch.Generator().manual_seed(seed)).item() for seed in (1, 2, 9)]
+    assert [draw(rank) for rank in range(3)] == fresh  # the third one is new and keeps what it was seeded with

@@ -129,7 +129,7 @@ def test_a_refused_resume_leaves_no_checkpoint(outputs: Path, half: Ran) -> None
 def test_a_run_that_dies_early_can_still_be_resumed(tmp_path: Path, half: Ran) -> None:
     """Before its first own checkpoint, a resumed run holds the one it came from."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coordvlm.modules.coord_lm.refuse_non_finite", diverge)
+        patch.setattr("coordvlm.modules.finite_guard.refuse_non_finite", diverge)
         ran = train(tmp_path, f"resume={half.run}", "trainer.max_steps=6")
     assert "not finite" in refusal(ran)
     kept = torch.load(ran.run / "checkpoints" / "last" / "trainer.ckpt", weights_only=True)

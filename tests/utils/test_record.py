@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coordvlm.utils.errors import DataError
-from coordvlm.utils.record import RunRecord, config_hash
+from coordvlm.utils.record import RunRecord, abandon, config_hash
 
 
 def test_a_finished_run_says_what_it_was(tmp_path: Path) -> None:
@@ -118,3 +118,20 @@ def test_a_full_disk_at_the_end_does_not_hide_the_failure(tmp_path: Path, monkey
     with pytest.raises(ValueError, match="the cause") as caught, record:
         raise ValueError("the cause")
     assert "could not be updated" in caught.value.__notes__[0]
+
+
+def test_a_record_whose_process_is_gone_is_closed_once(tmp_path: Path) -> None:
+    abandon(tmp_path, "failed", "Killed", "process 0: gone")  # nothing to close
+    RunRecord(tmp_path, command="train")
+    for message in ("process 0: gone", "too late"):
+        abandon(tmp_path, "failed", "Killed", message)
+    data = RunRecord.read(tmp_path)
+    assert (data["status"], data["error"]["message"]) == ("failed", "process 0: gone")
+
+
+def test_other_ranks_keep_their_record_to_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with RunRecord(tmp_path, command="train") as record:
+        record.update(seed=1)
+    assert record.data["status"] == "finished"
+    assert not list(tmp_path.iterdir())

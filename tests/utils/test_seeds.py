@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from coordvlm.utils.errors import ConfigError
-from coordvlm.utils.seeds import choose_seed, seed_everything
+from coordvlm.utils.seeds import choose_seed, seed_everything, seed_rank
 
 
 def draw() -> tuple[float, float, float]:
@@ -36,3 +36,15 @@ def test_none_chooses_a_seed_that_can_be_used_again() -> None:
 def test_other_seeds_are_refused(seed: object) -> None:
     with pytest.raises(ConfigError, match="seed="):
         seed_everything(seed)  # type: ignore[arg-type]
+
+
+def test_ranks_draw_differently_and_the_first_one_as_alone() -> None:
+    def draw(rank: int) -> float:
+        seed_everything(3)
+        seed_rank(3, rank)
+        return torch.rand(1).item()
+
+    seed_everything(3)
+    alone = torch.rand(1).item()
+    assert draw(0) == alone
+    assert len({draw(rank) for rank in range(4)}) == 4
