@@ -48,7 +48,7 @@ def read_config(folder: Path, family: str) -> dict[str, Any]:
     if not folder.is_dir():
         raise ConfigError(f"model.path={folder} is not a folder")
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} is not a model folder: it has no config.json{_inside(folder)}")
+        raise ConfigError(f"{folder} is not a model folder: it has no config.json{_inside(folder, family)}")
     config = read_json(folder / "config.json")
     found = config.get("model_type")
     if found != family:
@@ -57,10 +57,11 @@ def read_config(folder: Path, family: str) -> dict[str, Any]:
     return config
 
 
-def _inside(folder: Path) -> str:
+def _inside(folder: Path, family: str) -> str:
     """Where the model may be instead."""
-    if found := sorted(p.parent for pattern in ("*/config.json", "snapshots/*/config.json") for p in folder.glob(pattern)):
-        return f"; did you mean model.path={found[-1]}?"
+    found = sorted(p for pattern in ("*/config.json", "snapshots/*/config.json") for p in folder.glob(pattern))
+    if fitting := [p.parent for p in found if read_json(p).get("model_type") == family]:
+        return f"; did you mean model.path={fitting[-1]}?"
     names = sorted(p.name for p in folder.iterdir())
     return f"; it holds {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}" if names else "; it is empty"
 

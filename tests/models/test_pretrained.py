@@ -235,6 +235,13 @@ def test_an_old_transformers_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         load(tmp_path, "qwen2_vl")
 
 
+def test_of_several_models_in_a_folder_the_fitting_one_is_proposed(tmp_path: Path) -> None:
+    for family in FAMILIES:
+        write_folder(tmp_path / family, family)
+    with pytest.raises(ConfigError, match=r"did you mean model.path=.*/qwen2_5_vl\?"):
+        load(tmp_path, "qwen2_5_vl")
+
+
 def test_no_folder_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.path=.*/absent is not a folder"):
         load(tmp_path / "absent", "qwen2_vl")

@@ -15,7 +15,9 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 from coordvlm.models.coord_rows import CoordRows
 from coordvlm.models.loading import LoadedModel
 from coordvlm.models.tiny import SPECIAL, load_tiny, smooth_positions, tiny_tokenizer
+from coordvlm.models.tiny_qwen2 import load_tiny_qwen2vl, load_tiny_qwen25vl, tiny_qwen2vl, tiny_qwen25vl
 from coordvlm.models.tokens import add_coord_tokens, coord_vocab
+from coordvlm.utils.errors import ConfigError
 from tests.tiny import COORD_TOKEN, MARKERS
 
 YAML = Path(__file__).parents[2] / "conf" / "model" / "tiny.yaml"
@@ -109,3 +111,30 @@ def test_positions_start_smooth_in_both_directions(default: LoadedModel) -> None
     assert near_row < 0.8 * (grid[6:] - grid[:-6]).norm(dim=-1).mean()
     torch.testing.assert_close(default.hf.model.visual.pos_embed.weight.detach(), grid.view(-1, width) * 0.5)
     assert not torch.equal(load(position_amplitude=0.0).hf.model.visual.pos_embed.weight, default.hf.model.visual.pos_embed.weight)
+
+
+@pytest.mark.parametrize(("name", "family"), [("tiny_qwen2vl", "qwen2_vl"), ("tiny_qwen25vl", "qwen2_5_vl")])
+def test_the_other_families_have_a_tiny_model_of_the_same_size_and_tokenizer(default: LoadedModel, name: str, family: str) -> None:
+    node = OmegaConf.load(YAML.with_name(f"{name}.yaml"))
+    settings = OmegaConf.to_container(OmegaConf.create({"seed": 0, "load": node.load}), resolve=True)["load"]
+    make = {"tiny_qwen2vl": load_tiny_qwen2vl, "tiny_qwen25vl": load_tiny_qwen25vl}[name]
+    assert settings.pop("_target_") == f"coordvlm.models.tiny_qwen2.{make.__name__}"
+    a, b = make(**settings), make(**settings)
+    assert (a.family, a.source) == (family, f"{name}, random weights")
+    assert a.tokenizer.get_vocab() == tiny_tokenizer(700).get_vocab()
+    assert all(torch.equal(x, y) for x, y in zip(a.hf.parameters(), b.hf.parameters(), strict=True))
+    count = [sum(p.numel() for p in m.hf.parameters()) for m in (a, default)]
+    assert 0.5 < count[0] / count[1] < 1.5
+
+
+def test_sizes_that_a_family_cannot_have_are_refused() -> None:
+    tokenizer = tiny_tokenizer(600)
+    vision = {"depth": 1, "num_heads": 2, "patch_size": 8, "spatial_merge_size": 2}
+    common = {
+        "hidden_size": 32, "intermediate_size": 64, "num_layers": 1, "num_heads": 4, "num_kv_heads": 2, "table_size": 700, "tied": True,
+        "vision": vision, "vision_width": 32,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="vision_mlp to be a multiple of vision_width=32, got 70"):
+        tiny_qwen2vl(tokenizer, **common, vision_mlp=70)
+    with pytest.raises(ConfigError, match=r"window_size to be a multiple of .* 16 px, got 24"):
+        tiny_qwen25vl(tokenizer, **common, vision_mlp=64, window_size=24, full_attention_blocks=[])
