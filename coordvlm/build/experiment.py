@@ -26,6 +26,7 @@ from coordvlm.metrics.detection import DetectionMetric
 from coordvlm.metrics.protocol import protocol_hash
 from coordvlm.models.decode import GreedyDecoder
 from coordvlm.modules.coord_lm import CoordLM
+from coordvlm.modules.diagnostics import Diagnostics
 from coordvlm.modules.optim import OptimSettings
 from coordvlm.sequence.parse import READOUTS
 from coordvlm.utils.errors import ConfigError
@@ -132,6 +133,7 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
         },
         optim=settings,
         readout=decode["readout"],
+        diagnostics=Diagnostics(model.grid, every_n_steps=cfg.callbacks.probe.every_n_steps),
     )
     batch = cfg.data.eval_batch_size
     val_ids = first_batches(data.val_ids(), cfg.trainer.limit_val_batches, batch)

@@ -8,10 +8,9 @@ Shapes: N slots, M boxes, R text rows, K bins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -19,6 +18,7 @@ from coordvlm.contracts import Batch, ModelOutput
 from coordvlm.coords.boxes import iou, order_corners
 from coordvlm.coords.grid import Grid
 from coordvlm.coords.readout import upcast
+from coordvlm.utils import collectives
 
 #: Columns of the slot table, in order.
 SLOT = (
@@ -178,8 +178,5 @@ def _quantile(x: Tensor, q: float) -> float:
 
 def _over_ranks(rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """All ranks' rows. A collective when a process group is up, also for a rank without rows."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return rows
-    parts: Sequence[Mapping[str, Tensor] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, dict(rows))  # type: ignore[arg-type]
-    return {name: torch.cat([part[name] for part in parts if part is not None]) for name in rows}
+    parts = collectives.gather(dict(rows))
+    return {name: torch.cat([part[name] for part in parts]) for name in rows}

@@ -137,11 +137,14 @@ class CoordLM(lightning.LightningModule):
             self._gradients.add(loss, self._window_counts)
         if batch.window.index + 1 < batch.window.size:
             return
+        found: dict[str, float] = {}
         if self._gradients is not None:
-            self.log_dict({f"train_{name}": value for name, value in self._gradients.compute().items()}, batch_size=len(batch))
+            found |= {f"train_{name}": value for name, value in self._gradients.compute().items()}
             self._gradients = None
         if diagnostics.train is not None:
-            self.log_dict(_named(diagnostics.train.compute(), "train_"), batch_size=len(batch))
+            found |= _named(diagnostics.train.compute(), "train_")
+        for logger in self.loggers:  # not self.log: Lightning would repeat the values at every later step
+            logger.log_metrics(found, step=self.global_step)
 
     def _logs_now(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
