@@ -17,14 +17,16 @@ from functools import cached_property, lru_cache
 MAX_DEPTH = 64
 #: Texts after which nothing that is open can continue.
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
-KEY = r"""["'“‘][A-Za-z_][\w -]{0,40}["'”’]\s*+:"""
+KEY = r"""["'“‘][A-Za-z_][\w -]{0,40}["'”’]\s*+[:：]"""
 NUMBER = r"[-+]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][-+]?[0-9]++)?(?![\w.%])"
 
 _END = "|".join(map(re.escape, END_TOKENS))
-_FOLLOW = re.compile(rf"\s*+(?:(?P<colon>:)|[,}}\])]|\Z|```|<\||</|{KEY})")
+# After a comma comes another value or key; in `the "big", red one` none does.
+_AFTER_COMMA = r"""\s*+(?:["'“”‘’{}\[\]()<`/+.0-9-]|\Z|true|false|null|None|NaN|Infinity|[A-Za-z_][\w -]{0,40}["'”’]?\s*+:)"""
+_FOLLOW = re.compile(rf"\s*+(?:(?P<colon>[:：])|[,，](?:{_AFTER_COMMA}|[ \t\r]*+\n)|[}}\])]|\Z|```|<\||</|{KEY})")
 _NEXT_LINE = re.compile(rf"\s*+(?:[{{}}\[\]]|{KEY}|```)")
 _KEY = re.compile(KEY)
-_NEXT_KEY = re.compile(rf"\s*+,\s*+{KEY}")
+_NEXT_KEY = re.compile(rf"\s*+[,，]\s*+{KEY}")
 _CLOSERS = {'"': '"', "'": "'", "“": '”“"', "”": '”“"', "‘": "’‘'", "’": "’‘'"}
 _IN_STRING = {c: re.compile(rf"(?s:\\.)|[{c}]|\n\s*+|{_END}") for c in set(_CLOSERS.values())}
 _ESCAPE = re.compile(r"(?s)\\(u[0-9a-fA-F]{4}|.)")
@@ -264,9 +266,9 @@ def _lexicon(coord_token: str, stops: tuple[str, ...]) -> re.Pattern[str]:
     head, tail = map(re.escape, coord_token.split("{k}"))
     stop = "|".join(map(re.escape, (*END_TOKENS, "```", *stops)))
     return re.compile(
-        rf"(?P<space>\s++)|(?P<comma>,)|(?P<number>{NUMBER})|(?P<stop>{stop})|(?P<coord>{head}[0-9]++{tail})"
-        r"|(?P<open>\{++|\[++|\(++)|(?P<close>\}++|\]++|\)++)|(?P<colon>:)|(?P<quote>[\"'“”‘’])"
-        r"|(?P<word>[^\s{}\[\]():,\"'“”‘’<`]++|(?s:.))"
+        rf"(?P<space>\s++)|(?P<comma>[,，])|(?P<number>{NUMBER})|(?P<stop>{stop})|(?P<coord>{head}[0-9]++{tail})"
+        r"|(?P<open>\{++|\[++|\(++)|(?P<close>\}++|\]++|\)++)|(?P<colon>[:：])|(?P<quote>[\"'“”‘’])"
+        r"|(?P<word>[^\s{}\[\]():：,，\"'“”‘’<`]++|(?s:.))"
     )
 
 

@@ -79,8 +79,8 @@ class ObjectCollector:
         desc = _description(names, items)
         make = partial(make_raw, style=self.style, span=span, keys=tuple(str(k.value) for k in keys))
         strict = one and node.closed and self._is_strict(span)
-        for name, item in zip(names, items, strict=True):
-            if name in BOX_KEYS or name in POINT_KEYS or name in EITHER_KEYS:
+        for known in (BOX_KEYS, EITHER_KEYS, POINT_KEYS):
+            for name, item in ((n, i) for n, i in zip(names, items, strict=True) if n in known):
                 values, plain = self._values(item)
                 values = [v for v in values if not self._is_template(v)]
                 out = []
@@ -150,9 +150,11 @@ class ObjectCollector:
         if len(node.items) > 5 or any(isinstance(i, Node) for i in node.items):
             return
         numbers = sum(isinstance(i, Leaf) and i.kind in ("number", "coord", "cut") for i in node.items)
-        if numbers == 4:
+        last_item = node.items[-1]
+        cut = node.kind == "[" and isinstance(last_item, Leaf) and last_item.kind == "cut"
+        if numbers == 4 or (cut and numbers == len(node.items)):
             self.bare.append(node)
-        elif numbers == len(node.items) == 2 and node.closed:
+        elif numbers == len(node.items) and (numbers == 2 or (numbers == 1 and not node.closed)):
             last = self.pairs[-1][-1].end if self.pairs else -99
             if node.start - last <= 8 and not self.text[last : node.start].strip(", \n"):
                 self.pairs[-1].append(node)
@@ -170,6 +172,9 @@ class ObjectCollector:
             if not rest or rest[0].kind == "string":
                 desc = Desc(clean(str(rest[0].value)), (rest[0].start, rest[0].end)) if rest else NO_DESC
                 boxes.append(make(numbers, desc, span=(node.start, node.end), regular=node.closed and node.kind == "["))
+        if self.pairs and re.fullmatch(r"\s*+,[\s(]*+", self.text[self.pairs[-1][-1].end :]):
+            boxes.append(make([], NO_DESC, span=(self.pairs[-1][0].start, len(self.text)), regular=False))  # a corner was to follow
+            self.pairs.pop()
         joined = [([e for n in run for e in n.items if isinstance(e, Leaf)], (run[0].start, run[-1].end)) for run in self.pairs]
         boxes += [make(elements, NO_DESC, span=span, regular=False) for elements, span in joined if len(elements) > 2]
         if boxes:

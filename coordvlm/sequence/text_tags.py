@@ -8,9 +8,13 @@ from functools import partial
 from coordvlm.sequence.lenient_json import END_TOKENS, Leaf
 from coordvlm.sequence.raw_record import NO_DESC, Desc, RawRecord, Style, clean, make_raw, number_groups
 
-#: Markers of a description and of a box, opening and closing: Qwen2-VL; Qwen-VL, InternVL and MiniCPM-V; DeepSeek-VL2.
+#: Markers of a description and of a box, opening and closing: Qwen2-VL; Qwen-VL, InternVL, MiniCPM-V, UI-TARS; DeepSeek-VL2.
 QWEN2 = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
-FAMILIES = (QWEN2, ("<ref>", "</ref>", "<box>", "</box>"), ("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"))
+FAMILIES = (
+    QWEN2,
+    ("<ref>", "</ref>", "<box>", "</box>", "<bbox>", "</bbox>", "<point>", "</point>"),
+    ("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"),
+)
 #: PaliGemma: y1 x1 y2 x2, label, ``;``. Molmo: <point x= y= alt=>.
 LOC = re.compile(r"(?:<loc[0-9]{4}>)++")
 LOC_LABEL = re.compile(r"[^<;\n]*+")
@@ -30,10 +34,10 @@ class TagReader:
         self.text, self.style, self.coord_token = text, style, coord_token
         families = FAMILIES if style is None else (QWEN2,)
         self.refs = {f[0]: f[1] for f in families}
-        self.boxes = {f[2]: f[3] for f in families}
+        self.boxes = {f[i]: f[i + 1] for f in families for i in range(2, len(f), 2)}
         self.opening = (*self.refs, *self.boxes)
         self.closing = (*self.refs.values(), *self.boxes.values())
-        self._ends = {tag: re.compile("|".join(map(re.escape, (*f, *END_TOKENS)))) for f in families for tag in (f[0], f[2])}
+        self._ends = {tag: re.compile("|".join(map(re.escape, (*f, *END_TOKENS)))) for f in families for tag in f[::2]}
         self.records: list[RawRecord] = []
         self.truncated = False
         self._desc, self._desc_start, self._desc_end, self._used, self._ref_closed = NO_DESC, 0, -1, True, True
@@ -85,7 +89,8 @@ class TagReader:
                 self.records.append(make(elements, desc, span=(first, after), regular=plain and pairs))
         else:
             for i, elements in enumerate(groups):
-                self.records.append(make(elements, desc, span=(first if i == 0 else pos, after), regular=plain))
+                is_point = closed and len(groups) == 1 and len(elements) == 2  # GUI agents click between box markers, too
+                self.records.append(make(elements, desc, span=(first if i == 0 else pos, after), regular=plain, is_point=is_point))
         self._used = True
         if near:
             self._desc_end = after  # another box of the same description may follow

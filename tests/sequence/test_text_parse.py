@@ -179,8 +179,17 @@ def test_a_cut_answer_keeps_whole_records_and_never_a_cut_value(style: str) -> N
 
 
 def test_a_cut_number_is_no_number() -> None:
-    for text in ('[{"bbox_2d": [581, 587, 655, 65', '[{"bbox_2d": [581, 587, 655, 657, 9'):
-        assert [r.status for r in read(text).items] == ["bad_arity"]
+    cut = (
+        '[{"bbox_2d": [581, 587, 655, 65',
+        '[{"bbox_2d": [581, 587, 655, 657, 9',
+        "[581, 587, 655",
+        "(581, 587), (655, 65",
+        "(581, 587), (",
+        "(581, 587),",
+    )
+    for text in (*cut, "<box>(581, 587)", '{"x_min": 0.1, "y_min": 0.2, "x_max": 0.3, "y_max": 0.4'):
+        assert [r.status for r in read(text).items] == ["bad_arity"], text
+    assert [r.status for r in read("[[1, 2, 3, 4], [5, 6, 7, 8").items] == ["ok", "bad_arity"]
     assert [r.status for r in read('{"bbox_2d": [581, 587, 655, 657<|im_end|>').items] == ["repaired"]
 
 
@@ -230,6 +239,12 @@ def test_drafts_are_no_answer() -> None:
      ('{"bbox_2d": [1, 2, 3, 4], "label": "caf\\u00e9 \\ud83d\\ude00 \\ud83d"}', [("café 😀 \ufffd", (1, 2, 3, 4))]),
      ("<ref>a</ref><box>(1,2),(3,4)</box><box>(5,6),(7,8)</box>", [("a", (1, 2, 3, 4)), ("a", (5, 6, 7, 8))]),
      ("Born on 12, 05, 2024, 18 (twice) in [1].", []),
+     ('{"point_2d": [9, 9], "bbox_2d": [1, 2, 3, 4]}', [("", (1, 2, 3, 4))]),
+     ('{"label": "the "big", red one", "bbox_2d": [1, 2, 3, 4]}', [('the "big", red one', (1, 2, 3, 4))]),
+     ('[{"bbox_2d": [1，2，3，4]， "label"： "cat"}]', [("cat", (1, 2, 3, 4))]),
+     ("<|box_start|>(904,196)<|box_end|>", [("", (904, 196))]),
+     ("<point>904 196</point>", [("", (904, 196))]),
+     ("- cat: [1, 2, 3, 4]\n- dog: (5,6),(7,8)", [("", (1, 2, 3, 4)), ("", (5, 6, 7, 8))]),
      ("[[[[1, 2, 3, 4]]]]", [("", (1, 2, 3, 4))])],
 )  # fmt: skip
 def test_other_ways_of_writing(text: str, want: list[tuple[str, tuple[float, ...]]]) -> None:
