@@ -9,7 +9,6 @@ of the weights; ``mixed`` is float32 weights under bfloat16 autocast.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -180,7 +179,8 @@ class MemoryEstimate:
         return self.fixed + max(sum(self.activations.values()) + self.workspace, self.cache)
 
     def line(self, of: float | None = None) -> str:
-        """One line, in GB."""
+        """One line, in GB; of a small model in MB."""
+        unit, name = (GB, "GB") if self.total >= GB else (1e6, "MB")
         parts = {
             "weights": self.weights,
             "gradients": self.gradients,
@@ -188,16 +188,12 @@ class MemoryEstimate:
             **self.activations,
             "workspace": self.workspace,
         }
-        limit = "" if of is None else f" of {_gb(of)}"
+        limit = "" if of is None else f" of {of / GB:.1f}{'' if name == 'GB' else ' GB'}"
         return (
-            f"memory estimate {_gb(self.total)} GB{limit}: "
-            + ", ".join(f"{name} {_gb(value)}" for name, value in parts.items())
-            + f"; cache when decoding {_gb(self.cache)}"
+            f"memory estimate {self.total / unit:.1f} {name}{limit}: "
+            + ", ".join(f"{part} {value / unit:.1f}" for part, value in parts.items())
+            + f"; cache when decoding {self.cache / unit:.1f}"
         )
-
-
-def _gb(value: float) -> str:
-    return f"{value / GB:.{max(1, 1 - math.floor(math.log10(value / GB))) if 0 < value < 0.1 * GB else 1}f}"
 
 
 def estimate(

@@ -207,7 +207,11 @@ def test_auto_checkpoints_no_more_than_it_must() -> None:
 def test_the_text_says_what_was_estimated_chosen_and_advised() -> None:
     t = tiny()
     text = plan_of(t).text
-    assert re.match(r"memory estimate 0\.\d+ GB of 80.0: weights 0\.\d+, gradients ", text)
+    assert re.match(r"memory estimate \d+\.\d MB of 80.0 GB: weights \d+\.\d, gradients ", text)
+    large = cost.MemoryEstimate(8.9e9, 4.4e9, 8.1e9, {"vision": 0.0, "language": 1.0e9}, workspace=0.25e9)
+    assert large.line(80e9).startswith(
+        "memory estimate 22.6 GB of 80.0: weights 8.9, gradients 4.4, optimiser 8.1, vision 0.0, language 1.0, "
+    )
     assert text.endswith("gradient checkpointing off (chosen)")
     assert "(chosen)" not in plan_of(t, checkpointing=1).text
     assert "gradient checkpointing 1 layer in 2" in plan_of(t, checkpointing=2).text

@@ -63,5 +63,5 @@ def test_all_models_have_the_same_keys(tmp_path: Path) -> None:
         if "foveated" in file.stem:
             continue
         model = OmegaConf.to_container(compose(tmp_path, f"model={file.stem}").model)
-        assert set(COMMON) <= set(model) | ({"gradient_checkpointing"} if file.stem == "tiny" else set()), file
+        assert set(COMMON) <= set(model), file
         assert set(model["resize"]) == {"mode", "size", "min_pixels", "max_pixels"}
