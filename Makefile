@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --progress-bar off $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help setup setup-dev train eval sweep test test-fast lint types clean
+.PHONY: help setup setup-dev train eval sweep bench test test-fast lint types clean
 
 help: ## show this list
 	@echo "usage: make <target> [ARGS=\"key=value ...\"]"
@@ -62,6 +62,9 @@ eval: setup ## score a run: make eval RUN=latest ARGS="data=shapes"
 
 sweep: setup ## a small multirun: make sweep SWEEP_ARGS="loss=ce,hybrid seed=0,1 debug=fast"
 	@$(PY) -m coordvlm.train --multirun $(SWEEP_ARGS) $(ARGS)
+
+bench: setup ## measure the input pipeline on one core
+	@$(PY) -m coordvlm.bench case=input $(ARGS)
 
 test: setup-dev ## the whole suite, slow tests too: make test PYTEST_ARGS="tests/utils -x"
 	@$(PY) -m pytest $(PYTEST_ARGS)

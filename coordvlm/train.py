@@ -69,7 +69,9 @@ def choices() -> dict[str, Any]:
     hydra = HydraConfig.get()
     names = ("experiment", "loss", "model", "data", "sequence", "coords", "debug")
     chosen = hydra.runtime.choices
-    return {"overrides": list(hydra.overrides.task), "choices": {n: chosen[n] for n in names if chosen.get(n)}}
+    folder = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
+    config = {"name": hydra.job.config_name, "folder": folder}
+    return {"overrides": list(hydra.overrides.task), "choices": {n: chosen[n] for n in names if chosen.get(n)}, "config_file": config}
 
 
 def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
@@ -281,7 +283,15 @@ def resumed_arguments(argv: Sequence[str]) -> list[str]:
     saved = [a for a in record.get("overrides", []) if key(a) not in given]
     if "seed" not in given:  # seed=null chose one
         saved = [f"seed={record['seed']}" if key(a) == "seed" else a for a in saved]
-    return saved + list(argv)
+    return _config_file(record, argv) + saved + list(argv)
+
+
+def _config_file(record: dict[str, Any], argv: Sequence[str]) -> list[str]:
+    """The root configuration of a run that began as ``-cd DIR -cn NAME`` (a job of a sweep: it goes on as a single run)."""
+    file = record.get("config_file") or {}
+    if file.get("name", "train") == "train" or {"-cn", "--config-name", "-cd", "--config-dir"} & set(argv):
+        return []
+    return [*(["-cd", str(file["folder"])] if file.get("folder") else []), "-cn", str(file["name"]), "--run"]
 
 
 def cli(argv: Sequence[str]) -> int:

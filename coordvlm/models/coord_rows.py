@@ -135,7 +135,7 @@ def initial_rows(
         rows[kept[0]] = table_VD[kept[1]].float()
         return rows  # type: ignore[no-any-return]
     if not num_bins:
-        return rows
+        return rows  # type: ignore[no-any-return]
     if init == "mean":
         rows[:num_bins] = unit_rms(used.mean(0)) * norm / math.sqrt(width) + 0.1 * noise[:num_bins]
     elif init == "fourier":

@@ -45,7 +45,8 @@ class SequenceEncoder:
         )
 
     def encode(self, sample: Sample, *, epoch: int, with_answer: bool = True) -> Encoded:
-        pixels, grid = self.image_fn(sample.image, sample.width, sample.height, f"image {sample.id}")
+        where = sample.meta.get("where", f"image {sample.id}")
+        pixels, grid = self.image_fn(sample.image, sample.width, sample.height, where)
         prompt_ids = self.prompt.ids(grid[1] * grid[2] // self.resize.merge**2, sample.class_list)
         seen = (grid[2] * self.resize.patch, grid[1] * self.resize.patch)
         answer = self.target.build(sample, epoch=epoch, model_size=seen) if with_answer else None
@@ -53,7 +54,7 @@ class SequenceEncoder:
         if length > self.max_length:
             raise DataError(
                 f"prompt and answer must fit into {self.max_length} tokens (model.max_length); use a smaller resize or fewer objects",
-                where=f"image {sample.id}",
+                where=where,
                 value=length,
             )
         empty = np.zeros(0, dtype=np.int64)

@@ -235,7 +235,9 @@ class ObjectsTarget(Target):
 
     format: ClassVar[str] = "objects"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab: CoordVocab, coords: Grid, *, start: str, end: str, **settings: Any) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocab: CoordVocab, coords: Grid, *, start: str, end: str, **settings: Any
+    ) -> None:
         super().__init__(tokenizer, vocab, coords, **settings)
         self.start, self.end = start, end
 

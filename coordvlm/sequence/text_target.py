@@ -62,7 +62,8 @@ class JsonUnitTarget(_DigitsTarget):
 
     def pieces(self, descs: Sequence[str], numbers_M4: NDArray[Any]) -> Iterator[Piece]:
         def one(desc: str, row: Sequence[float]) -> str:
-            return f'{{"label": {quoted(desc)}, ' + ", ".join(f'"{k}": {self.coords.write(v)}' for k, v in zip(self.keys, row, strict=True)) + "}"
+            numbers = (f'"{key}": {self.coords.write(value)}' for key, value in zip(self.keys, row, strict=True))
+            return f'{{"label": {quoted(desc)}, {", ".join(numbers)}}}'
 
         yield Text("[" + ", ".join(one(d, row) for d, row in zip(descs, numbers_M4.tolist(), strict=True)) + "]")
 

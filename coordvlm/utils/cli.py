@@ -85,7 +85,7 @@ def _dispatch(config_name: str, main: Main, check: Check | None, about: str | No
 
     parser = get_args_parser()
     parser.prog = f"python -m coordvlm.{config_name}"
-    args = parser.parse_args(quote_free_text(argv))
+    args = parser.parse_intermixed_args(quote_free_text(argv))  # flags may stand between overrides
     shows = bool(args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
     if sum(bool(x) for x in (args.run, args.multirun, args.cfg, args.info, args.shell_completion)) > 1:
         parser.error("only one of --run, --multirun, --cfg, --info and --shell-completion")

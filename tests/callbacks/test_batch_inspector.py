@@ -135,7 +135,8 @@ def test_one_wrong_field_fails_the_checks_that_guard_it(
 
 def test_the_page_is_written_and_a_wrong_batch_stops_the_run(model: Tiny, batch: Batch, tmp_path: Path) -> None:
     def run(name: str, given: Batch) -> str:
-        inspect_batch(tmp_path / name, given, SAMPLES, model.encoder.target, model.vocab, CONTRACT, lambda s: s.image, parser=parser(model), limit=2)
+        parts = (model.encoder.target, model.vocab, CONTRACT)
+        inspect_batch(tmp_path / name, given, SAMPLES, *parts, lambda s: s.image, parser=parser(model), limit=2)
         return (tmp_path / name).read_text()
 
     page = run("right.html", batch)

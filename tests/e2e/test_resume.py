@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from coordvlm.utils.errors import NonFiniteLossError
@@ -166,3 +167,17 @@ def test_a_run_that_is_not_there_is_refused_with_those_that_are(outputs: Path, h
     empty.mkdir(parents=True)
     (empty / "run.json").write_text(json.dumps({"status": "failed", "command": "train"}))
     assert "a run without a checkpoint" in refusal(train(tmp_path, f"resume={empty}"))
+
+
+def test_a_run_of_a_config_file_of_ones_own_goes_on_with_that_file(tmp_path: Path) -> None:
+    """A job of a sweep, gone on with by itself: the file's settings hold, and it is one run, no sweep."""
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [train, {override /loss: ce}, _self_]\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
+        "loss: {average: group}\ntrainer: {max_steps: 4}\n"
+    )
+    where = ("-cd", str(tmp_path), "-cn", "mine", "--run")
+    first = finished(tmp_path / "out", *where, "seed=3", *FAST, "trainer.max_steps=2")
+    second = finished(tmp_path / "out", f"resume={first.run}", "trainer.max_steps=4")
+    config = yaml.safe_load((second.run / "config.yaml").read_text())
+    assert (config["loss"]["average"], config["loss"]["use_geom_loss"], config["seed"]) == ("group", False, 3)
+    assert second.record["steps"] == 4
