@@ -48,7 +48,7 @@ class FiniteGuard:
         bad, ready = ~torch.isfinite(loss.total.detach()), None
         if on_gpu:
             bad = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(bad, non_blocking=True)
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         self._pending.append(_Pending(bad, ready, loss, ids, step))
 

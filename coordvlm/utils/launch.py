@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from coordvlm.utils.devices import usable_cpus
 from coordvlm.utils.errors import ConfigError, CoordVLMError, user_error
 from coordvlm.utils.files import atomic_write_json, atomic_write_text
 
@@ -203,6 +204,7 @@ class _Ranks:
         shared = {
             **os.environ, JOB: str(folder), "WORLD_SIZE": str(num), "NODE_RANK": "0",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cpus() // num)),
         }  # fmt: skip
         self.processes: list[subprocess.Popen[bytes]] = []
         for rank in range(num):

@@ -40,13 +40,14 @@ ONE: Layouts = {
     4: {"1x4": [[[0], [1, 2], [3, 4, 5], [6, 7]]], "cut short": [[[0, 1, 2, 3], [4, 5, 6, 7]]]},
 }
 TWO: Layouts = {
-    1: {"2x1": [[[0, 1, 2]], [[3, 4, 5, 6, 7]]], "a rank without a slot": [[[0, 2, 3, 4, 5, 6, 7]], [[1]]]},
     2: {
         "2x2": [[[0, 1], [2]], [[3], [4, 5, 6, 7]]],
+        "a rank without a slot": [[[0, 2, 3], [4, 5, 6, 7]], [[1], [-1]]],
         "a rank with nothing supervised": [[[0, 1, 2, 3], [4, 5, 6, 7]], [[-1], [-1]]],
-        "2x2 cut short": [[[0, 1, 2]], [[3, 4, 5, 6, 7]]],
-    },
+        "cut short": [[[0, 1, 2]], [[3, 4, 5, 6, 7]]],
+    }
 }
+PLAIN: Layouts = {1: {"2x1": [[[0, 1, 2]], [[3, 4, 5, 6, 7]]]}}
 
 
 def strategy(kind: str) -> dict[str, Any]:
@@ -151,14 +152,14 @@ def planted() -> dict[str, dict[str, torch.Tensor]]:
     """Gradients where each rank normalises by its own counts, as tools that average micro-batch means do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collectives, "sum_counts", dict)
-        return gradients({1: TWO[1]}, ["hybrid"], torch.float64, "ddp")
+        return gradients(PLAIN, ["hybrid"], torch.float64, "ddp")
 
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     results: dict[str, Any] = {
-        "double": gradients(TWO, RECIPES, torch.float64, "ddp"),
-        "single": gradients(TWO, ["hybrid"], torch.float32, "ddp"),
+        "double": gradients(TWO, RECIPES, torch.float64, "ddp") | gradients(PLAIN, ["ce", "hybrid"], torch.float64, "ddp"),
+        "single": gradients(PLAIN | TWO, ["hybrid"], torch.float32, "ddp"),
         "planted": planted(),
         "scores": scores("ddp"),
         "sharded": scores("fsdp"),

@@ -68,7 +68,7 @@ def whole() -> dict[str, dict[str, torch.Tensor]]:
 def test_the_gradient_of_a_step_is_that_of_one_process(two: dict[str, Any], whole: dict[str, Any], recipe: str) -> None:
     """Whatever is cut how between ranks and micro-batches, also where a rank has no slot, nothing at all, or the window ends early."""
     others = {k: v for k, v in two["double"].items() if k.startswith(f"{recipe}/")}
-    assert len(others) == 5
+    assert len(others) == (5 if recipe in ("ce", "hybrid") else 4)
     off = {name: worst(found, whole[f"{recipe}/1x1"]) for name, found in others.items()}
     assert max(off.values()) <= 1e-10, off
 
@@ -170,7 +170,8 @@ def test_its_course_is_that_of_one_process_with_twice_the_batch(
             assert (row[name] == "") == (other[name] == "")
             if row[name]:
                 assert float(row[name]) == pytest.approx(float(other[name]), rel=2e-3), (row["step"], name)
-    assert float(mine[0]["train_total_loss"]) == pytest.approx(float(theirs[0]["train_total_loss"]), rel=1e-6)
+    first, other = (next(row for row in rows if row["train_total_loss"]) for rows in (mine, theirs))
+    assert float(first["train_total_loss"]) == pytest.approx(float(other["train_total_loss"]), rel=1e-6)
 
 
 def test_one_process_goes_on_and_scores_the_same(run_of_two: tuple[subprocess.CompletedProcess[str], Path]) -> None:

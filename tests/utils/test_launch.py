@@ -32,10 +32,15 @@ def run(outputs: Path, phrase: str = "null", *argv: str) -> tuple[int, Path, dic
     return status, folder, json.loads((folder / "run.json").read_text())
 
 
-def test_ranks_share_a_folder_and_rank_0_speaks_and_writes(outputs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ranks_share_a_folder_and_rank_0_speaks_and_writes(
+    outputs: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launch, "usable_cpus", lambda: 7)
     status, folder, record = run(outputs, "a, ${b} 'c'", "loss=hybrid")
     assert status == 0
     assert (record["rank"], record["status"]) == (0, "finished")
+    assert record["threads"] == "3"  # cores are shared out
     assert record["phrase"] == "a, ${b} 'c'"
     assert "loss=hybrid" in record["overrides"]
     assert shlex.split(record["command_line"]) == [Path(sys.executable).name, *sys.orig_argv[1:]]
