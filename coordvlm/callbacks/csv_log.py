@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,14 @@ class CSVLog(Logger):
 
     Args:
         path: the file.
+        timed: add the column ``time``: seconds of logged training up to this row, those of the run that is resumed included.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, timed: bool = False) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path, self.timed = Path(path), timed
+        self._began: float | None = None
+        self._before = 0.0
         self._columns: list[str] = []
 
     @property
@@ -38,9 +42,13 @@ class CSVLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if self._began is None:
+            self._began = time.monotonic()
         row = {"step": str(step), **{k: repr(float(v)) for k, v in metrics.items() if k != "epoch"}}
         if len(row) == 1:
             return
+        if self.timed:
+            row["time"] = f"{self._before + time.monotonic() - self._began:.2f}"
         if new := [k for k in row if k not in self._columns]:
             rows = list(read_rows(self.path)) if self._columns else []
             self._columns += new
@@ -60,6 +68,7 @@ class CSVLog(Logger):
         """Copy the rows of an earlier run up to its checkpoint, so that curves have no gap."""
         rows = [r for r in read_rows(path) if int(r["step"]) < last_step]
         if rows:
+            self._before = float(rows[-1].get("time") or 0)
             self._columns = list(rows[0])
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._write(rows, "w", header=True)
@@ -78,7 +87,7 @@ def read_curves(path: Path) -> Mapping[str, tuple[list[float], list[float]]]:
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for row in read_rows(path):
         for name, text in row.items():
-            if name != "step" and text:
+            if name not in ("step", "time") and text:
                 steps, values = curves.setdefault(name, ([], []))
                 steps.append(float(row["step"]))
                 values.append(float(text))

@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
+
 from coordvlm.callbacks.csv_log import CSVLog, read_curves, read_rows
 
 
@@ -56,3 +58,18 @@ def test_curves_leave_empty_cells_out_and_keep_what_is_no_number(tmp_path: Path)
     assert curves["b"][0] == [1]
     assert math.isnan(curves["b"][1][0])
     assert set(curves) == {"a", "b"}
+
+
+def test_time_goes_on_where_the_resumed_run_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("coordvlm.callbacks.csv_log.time.monotonic", lambda: now[0])
+    first, second = CSVLog(str(tmp_path / "a.csv"), timed=True), CSVLog(str(tmp_path / "b.csv"), timed=True)
+    for step in range(3):
+        now[0] = 100.0 + 2 * step
+        first.log_metrics({"a": step}, step)
+    second.continue_from(tmp_path / "a.csv", 2)
+    for step in (2, 3):
+        now[0] += 1.5
+        second.log_metrics({"a": step}, step)
+    assert [row["time"] for row in read_rows(tmp_path / "b.csv")] == ["0.00", "2.00", "2.00", "3.50"]
+    assert set(read_curves(tmp_path / "b.csv")) == {"a"}

@@ -89,10 +89,10 @@ def refusal(ran: Ran) -> str:
 
 
 def losses(folder: Path) -> list[dict[str, str]]:
-    """Rows of log.csv."""
+    """Rows of log.csv without the wall time."""
     from coordvlm.callbacks.csv_log import read_rows
 
-    return read_rows(folder / "log.csv")
+    return [{name: value for name, value in row.items() if name != "time"} for row in read_rows(folder / "log.csv")]
 
 
 def _no_report(path: Path, summary: object) -> Path:
