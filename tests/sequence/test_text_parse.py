@@ -325,7 +325,7 @@ def test_twenty_thousand_characters_take_a_moment(before: str) -> None:
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_megabyte_takes_seconds(unit: str, before: str) -> None:
     for style in (None, "json_digits", "qwen2_box"):
-        assert min(seconds(before + unit * (1_000_000 // len(unit)), style) for _ in range(2)) < 6
+        assert seconds(before + unit * (1_000_000 // len(unit)), style) < 10  # 1 to 4 s; a quadratic reader needs hours
 
 
 def test_bad_settings_are_refused() -> None:
