@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> Any:
     todo = {word.partition(":")[2]: word.partition(":")[0] for word in str(cfg.phrase).split()}.get(rank, "")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     with RunRecord(folder, command="train", config=plain) as record, launch.shared_fate():
-        record.update(rank=int(rank), overrides=list(HydraConfig.get().overrides.task), phrase=cfg.phrase, threads=os.environ["OMP_NUM_THREADS"])
+        record.update(rank=int(rank), overrides=list(HydraConfig.get().overrides.task))
+        record.update(phrase=cfg.phrase, threads=os.environ["OMP_NUM_THREADS"])
         (folder / f"here.{rank}").write_text(f"{os.getpid()}")
         print(f"the console of rank {rank}")
         if todo == "fail":
