@@ -38,9 +38,9 @@ TRAINED, CONTRACT, TRAINER = "trained.safetensors", "contract.json", "trainer.ck
 class FolderCheckpoint(Callback):
     """Writes ``last`` after every validation and at the end, ``best`` when the monitored value improves.
 
-    Ctrl-C: the first one lets the optimiser step in progress finish, writes ``last`` and stops; a second one stops at once. Several
-    ranks agree on the step they stop after, whichever of them heard it; in validation they skip what is left and meet at its end.
-    Only rank 0 writes; the others take part in what is collective.
+    Ctrl-C, or ``SIGTERM`` of a scheduler: the first one lets the optimiser step in progress finish, writes ``last`` and stops; a second
+    one stops at once. Several ranks agree on the step they stop after, whichever of them heard it; in validation they skip what is left
+    and meet at its end. Only rank 0 writes; the others take part in what is collective.
 
     Args:
         folder: ``<run>/checkpoints``.
@@ -54,7 +54,7 @@ class FolderCheckpoint(Callback):
         self.best_step = -1
         self._interrupted = False
         self._saved_step = -1
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
         self._inherited: dict[str, Path] = {}
 
     def inherit(self, **folders: Path) -> None:
@@ -81,12 +81,13 @@ class FolderCheckpoint(Callback):
     # -------------------------------------------------------------- interrupt
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
+            self._previous = {number: signal.signal(number, self._on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if stage == "fit" and self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        if stage == "fit":
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            self._previous = {}
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         if self._interrupted:

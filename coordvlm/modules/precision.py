@@ -6,7 +6,7 @@ new-token rows, pixel normalisation, rotary frequencies (buffers), logsumexp and
 
 from __future__ import annotations
 
-import warnings
+import logging
 from typing import Any
 
 import torch
@@ -33,8 +33,7 @@ def cast_weights(hf: nn.Module) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
             trained += parameter.numel() if parameter.requires_grad else 0
     if trained:
-        warnings.warn(
+        logging.getLogger(__name__).warning(
             f"trainer.precision=bf16-true trains {trained:,} bfloat16 weights: updates smaller than about 1/256 of a weight are lost; "
-            "use bf16-mixed for full tuning, or freeze what should not train",
-            stacklevel=2,
+            "use bf16-mixed for full tuning, or freeze what should not train"
         )

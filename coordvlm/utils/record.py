@@ -157,10 +157,10 @@ def abandon(run_dir: Path | str, status: str, kind: str, message: str) -> None:
 
 
 def came_from_interrupt(error: BaseException) -> bool:
-    """Whether Ctrl-C is at or beneath ``error``: Lightning answers it with ``sys.exit(1)``."""
+    """Whether Ctrl-C is at or beneath ``error`` (Lightning answers it with ``sys.exit(1)``), or ``SIGTERM`` as Lightning tells it."""
     current: BaseException | None = error
     while current is not None:
-        if isinstance(current, KeyboardInterrupt):
+        if isinstance(current, KeyboardInterrupt) or type(current).__name__ == "SIGTERMException":
             return True
         current = current.__cause__ or current.__context__
     return False

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,3 +176,24 @@ def test_a_rank_goes_on_with_its_own_random_stream(parts: tuple[FolderCheckpoint
 
     fresh = [torch.rand(1, generator=torch.Generator().manual_seed(seed)).item() for seed in (1, 2, 9)]
     assert [draw(rank) for rank in range(3)] == fresh  # the third one is new and keeps what it was seeded with
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_finish_and_a_second_one_does_not(parts: tuple[FolderCheckpoint, Any, Any], number: int) -> None:
+    callback, trainer, model = parts
+    before = signal.getsignal(number)
+    callback.on_fit_start(trainer, model)
+    try:
+        signal.raise_signal(number)
+        window = SimpleNamespace(index=0, size=2)
+        callback.on_train_batch_end(trainer, model, None, SimpleNamespace(window=window), 0)
+        assert not callback.folder.exists()
+        window.index, trainer.global_step = 1, 7
+        with pytest.raises(KeyboardInterrupt):
+            callback.on_train_batch_end(trainer, model, None, SimpleNamespace(window=window), 1)
+        assert steps_done(callback.folder / "last" / "trainer.ckpt") == 7
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    finally:
+        callback.teardown(trainer, model, "fit")
+    assert signal.getsignal(number) is before

@@ -212,7 +212,8 @@ def test_two_processes_resume_in_the_middle_of_an_epoch(tmp_path: Path, kind: st
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all_ranks_after_the_same_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_all_ranks_after_the_same_step(tmp_path: Path, number: int) -> None:
     environment = {**os.environ, "COORDVLM_OUTPUTS": str(tmp_path), "OMP_NUM_THREADS": "1"}
     argv = ("debug=fast", *ON_TWO, "trainer.max_steps=100000", "trainer.val_check_interval=50000")
     with (tmp_path / "out").open("w") as log:
@@ -225,7 +226,7 @@ def test_ctrl_c_ends_all_ranks_after_the_same_step(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     time.sleep(1)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     assert process.wait(timeout=60) == 130, (tmp_path / "out").read_text()
     (folder,) = tmp_path.glob("train/*")
     text = (tmp_path / "out").read_text()

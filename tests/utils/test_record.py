@@ -135,3 +135,11 @@ def test_other_ranks_keep_their_record_to_themselves(tmp_path: Path, monkeypatch
         record.update(seed=1)
     assert record.data["status"] == "finished"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scheduler_that_ends_a_run_interrupts_it(tmp_path: Path) -> None:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    with pytest.raises(SIGTERMException), RunRecord(tmp_path, command="train"):
+        raise SIGTERMException
+    assert RunRecord.read(tmp_path)["status"] == "interrupted"
