@@ -27,6 +27,7 @@ DESC_KEYS = (
     "label", "desc", "description", "class_name", "class", "category", "object_name", "object", "name_en", "name", "names", "phrase",
     "ref", "title", "caption", "text_content",
 )  # fmt: skip
+KNOWN_KEYS = BOX_KEYS | POINT_KEYS | EITHER_KEYS | AXIS_OF.keys() | set(DESC_KEYS)
 NO_TEXT = {"null", "none", "nan", "true", "false"}
 #: Words that a model means as a (bad) number; any other word in a list is a template's ``[x1, y1, x2, y2]`` repeated.
 NO_NUMBER = {"null", "none", "nan", "infinity", "inf", "-infinity", "-inf"}
@@ -191,11 +192,12 @@ def _end(item: Leaf | Node | None, key: Leaf) -> int:
 
 
 def _split(node: Node) -> list[tuple[list[Leaf], list[Leaf | Node | None]]]:
-    """Keys and items, cut before every key that repeats: several objects in one pair of braces. What already gave records is left out."""
+    """Keys and items, cut before every key that repeats: several objects in one pair of braces. What already gave records, and
+    an unknown key without a value, is left out."""
     groups: list[tuple[list[Leaf], list[Leaf | Node | None]]] = []
     seen: set[object] = set()
     for key, item in zip(node.keys, node.items, strict=True):
-        if isinstance(item, Node) and item.has_records:
+        if (item is None and _name(key) not in KNOWN_KEYS) or (isinstance(item, Node) and item.has_records):
             continue
         if not groups or key.value in seen:
             groups.append(([], []))
