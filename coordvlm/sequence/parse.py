@@ -8,12 +8,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from coordvlm.contracts import Decoded, Prediction, Record, SlotReadout
-from coordvlm.coords.grid import Grid, to_px
+from coordvlm.coords.grid import Grid
 from coordvlm.coords.vocab import CoordVocab
-from coordvlm.utils.errors import ConfigError
+from coordvlm.sequence.records import READOUTS, SCORES, box_px, check_readout, check_score, judge, score_of, token_slots
 
-READOUTS = ("argmax", "expectation", "local")
-SCORES = ("geom_desc", "geom", "desc", "one")
+__all__ = ["READOUTS", "SCORES", "ObjectsParser"]
 
 
 class ObjectsParser:
@@ -30,16 +29,14 @@ class ObjectsParser:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab: CoordVocab, grid: Grid, *, start: str, end: str, score: str) -> None:
-        if score not in SCORES:
-            raise ConfigError(f"decode.score must be one of {', '.join(SCORES)}, got {score!r}")
+        check_score(score)
         self.tokenizer, self.vocab, self.grid, self.score = tokenizer, vocab, grid, score
         self.start_id, self.close_id = vocab.marker_ids[start], vocab.marker_ids[end]
         self._text: dict[tuple[int, ...], str] = {}
 
     def parse(self, decoded: Decoded, *, size: tuple[int, int], readout: str) -> Prediction:
         """Records of one answer. ``size``: (width, height) of the source image, to which boxes are scaled."""
-        if readout not in READOUTS:
-            raise ConfigError(f"decode.readout must be one of {', '.join(READOUTS)}, got {readout!r}")
+        check_readout(readout)
         ids = decoded.token_ids
         records: list[Record] = []
         flags = {"truncated"} if decoded.truncated else set()
@@ -96,25 +93,16 @@ class ObjectsParser:
         box: tuple[float, float, float, float] | None = None
         parts: dict[str, float] = {"desc": math.exp(float(d.logprob[body.start : first].mean())) if len(desc_ids) else 0.0}
         if len(at) == 4:
-            argmax = self.grid.decode(d.bin[at])
-            slots = tuple(
-                SlotReadout(int(d.bin[t]), float(argmax[i]), float(d.expectation[t]), float(d.local[t])) for i, t in enumerate(at)
-            )
-            px = to_px([getattr(s, readout) for s in slots], *size)
-            box = (float(px[0]), float(px[1]), float(px[2]), float(px[3]))
-            if status in ("ok", "repaired") and not (box[0] < box[2] and box[1] < box[3]):
-                status = "degenerate"
+            slots = token_slots(d, at, self.grid)
+            box = box_px(slots, readout, size)
+            status = judge(status, box, inside=True)
             parts["geom"] = float(d.mass[at].mean())
         return Record(
             desc=desc.strip(),
             box_xyxy_px=box,
-            score=self._score(parts),
+            score=score_of(parts, self.score),
             status=status,
             score_parts=parts,
             slots=slots,
             token_span=(start, stop),
         )
-
-    def _score(self, parts: dict[str, float]) -> float:
-        geom, desc = parts.get("geom", 0.0), parts["desc"]
-        return {"geom_desc": geom * desc, "geom": geom, "desc": desc, "one": 1.0}[self.score]
