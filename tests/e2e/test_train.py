@@ -102,9 +102,12 @@ def test_checkpoints_load_without_pickled_code(ran: Ran) -> None:
 
 def test_train_and_validation_log_the_same_names(ran: Ran) -> None:
     rows = losses(ran.run)
-    names = {key.removeprefix("train_") for key in rows[0] if key.startswith("train_")}
+    training_only = ("train_grad_norm/", "train_grad_cos/")
+    names = {key.removeprefix("train_") for key in rows[0] if key.startswith("train_") and not key.startswith(training_only)}
     assert names == {key.removeprefix("val_") for key in rows[0] if key.startswith("val_")}
     assert {"total_loss", "text_loss", "coord_loss", "coord_ce_loss", "term/text_ce", "term/coord_ce", "term/l1", "term/giou"} <= names
+    assert {"coord_probe/expected_bin_mae", "coord_probe/iou_expected", "coord_probe/x1/token_acc"} <= names
+    assert {"train_grad_norm/coord_ce", "train_grad_cos/coord_ce", "train_grad_norm/total"} <= set(rows[0])
     assert [row["step"] for row in rows if row["train_total_loss"]] == ["0", "1", "2", "3"]
     assert all(row["lr"] and row["grad_norm"] for row in rows if row["train_total_loss"])
 
