@@ -157,7 +157,7 @@ def _print(found: Comparison, page: Path) -> None:
     for note in found.notes:
         print(f"note: {note}")
     for folder, reason in found.left_out:
-        print(f"left out: {folder}: {reason}")
+        print(f"left out: {folder}: {reason.removeprefix(f'{folder}: ')}")
     print(f"report: {page}")
 
 
