@@ -131,12 +131,12 @@ def metric_table(
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True)
-    table.add_column("", style="dim", overflow="ellipsis", no_wrap=True)
+    table.add_column("", style="dim")  # the one column that may shrink; its cells are cut, not wrapped
     shown = rows(metrics)
     for i, row in enumerate(shown):
         last_main = row.main and (i + 1 == len(shown) or not shown[i + 1].main)
         table.add_row(
-            Text(f"{row.name} {arrow(row.better)}"), row.shown, row.interval, Text(row.meaning),
+            Text(f"{row.name} {arrow(row.better)}"), row.shown, row.interval, Text(row.meaning, no_wrap=True, overflow="ellipsis"),
             style="bold" if row.main else None, end_section=last_main,
         )
     if not readouts:

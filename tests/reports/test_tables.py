@@ -47,6 +47,17 @@ def test_terminal_shows_values_intervals_and_read_outs() -> None:
     assert "[bold]local 0.6300 –" in lines
 
 
+def test_a_narrow_terminal_cuts_the_meaning_and_never_a_number() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    many = {**METRICS, "seconds_per_image": Interval(0.0314, 0.03, 0.0328), "F1_50_best": Interval(0.5123, 0.4, 0.6)}
+    console.print(metric_table(many))
+    lines = console.export_text().splitlines()
+    for name, item in many.items():
+        (line,) = (x for x in lines if x.split()[:1] == [name])
+        assert "…" not in line[:40] and number(name, item.value) in line
+    assert max(map(len, lines)) <= 80
+
+
 def test_markdown_is_a_table_that_a_name_cannot_break() -> None:
     lines = metrics_markdown(METRICS, READOUTS).splitlines()
     assert lines[2] == "| **AP** | 0.6312 | 0.6000 – 0.6600 | COCO average precision, mean over IoU 0.50:0.95 |"
