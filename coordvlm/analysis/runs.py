@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from coordvlm.contracts import Contract
 from coordvlm.utils.errors import ConfigError, ContractError, DataError
 from coordvlm.utils.record import FILE_NAME, RunRecord
+from coordvlm.utils.sweep_resume import newest_sweep
 
 FloatArray = NDArray[np.float64]
 #: How deep runs are looked for below a given folder: outputs/<command>/multirun/<sweep>/<job>.
@@ -96,7 +97,8 @@ def find_folders(asked: str | Sequence[str], *, outputs: Path) -> list[Path]:
 
     Args:
         asked: folders and glob patterns: runs, sweeps, or any folder above them. A relative one may also be relative to the
-            output root or its ``train`` folder; one text may name several, separated by commas.
+            output root or its ``train`` folder; one text may name several, separated by commas. ``latest`` is the sweep that
+            started last.
     Raises:
         ConfigError: a place that does not exist, or without any run below it.
     """
@@ -104,6 +106,11 @@ def find_folders(asked: str | Sequence[str], *, outputs: Path) -> list[Path]:
     for text in _places(asked):
         roots = (Path.cwd(), outputs, outputs / "train")
         matches = next((m for root in roots if (m := sorted(glob.glob(str(root / Path(text).expanduser()))))), [])
+        if not matches and text == "latest":
+            sweeps = outputs / "train" / "multirun"
+            if (newest := newest_sweep(sweeps)) is None:
+                raise ConfigError(f"runs=latest: there is no sweep under {sweeps}; name runs or folders above them")
+            matches = [str(newest)]
         if not matches:
             raise ConfigError(f"runs={text}: no such folder, neither here nor under {outputs}")
         runs = [folder for match in matches for folder in _below(Path(match), _DEPTH)]

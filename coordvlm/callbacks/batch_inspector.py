@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from coordvlm.contracts import COORD, END, MARKER, TEXT, Batch, Contract, Decoded, Parser, Sample
+from coordvlm.contracts import COORD, END, MARKER, TEXT, Batch, Contract, Decoded, Parser, Record, Sample
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.reports.inspect_page import KINDS, BatchPage, Check, Token, slot_rows, write_batch_page
 from coordvlm.sequence.target import Target
@@ -65,14 +65,9 @@ def check_read_back(
     """The answers, as if the model had emitted them, parsed: the same descriptions, every corner within one step of its truth."""
     wrong, worst = [], 0.0
     for b, sample_id in enumerate(batch.ids):
-        sample, seen = samples[sample_id], model_size(batch, b, contract)
-        objects = target.build(sample, epoch=epoch, model_size=seen).objects
-        ids = batch.input_ids[b, int(batch.prompt_lengths[b]) : int(batch.lengths[b])].numpy()
-        bins = target.vocab.bins(ids)
-        values = (np.maximum(bins, 0) / max(contract.scale, 1)).astype(np.float32)
-        ones = np.ones(len(bins), dtype=np.float32)
-        emitted = Decoded(sample_id, ids, ones * 0, bins, values, values, ones, truncated=False, seconds=0.0, model_size=seen)
-        found = parser.parse(emitted, size=batch.sizes[b], readout="argmax").kept
+        seen = model_size(batch, b, contract)
+        objects = target.build(samples[sample_id], epoch=epoch, model_size=seen).objects
+        found = _read_back(batch, b, target, parser, contract)
         if [r.desc for r in found] != [o.desc.strip() for o in objects]:
             wrong.append(sample_id)
             continue
@@ -86,6 +81,17 @@ def check_read_back(
     return Check("answers read back give the true boxes", not wrong, _list(wrong) or f"largest error {worst:.2f} of a step")
 
 
+def _read_back(batch: Batch, b: int, target: Target, parser: Parser, contract: Contract) -> list[Record]:
+    """The objects of one answer, parsed as if the model had emitted it."""
+    ids = batch.input_ids[b, int(batch.prompt_lengths[b]) : int(batch.lengths[b])].numpy()
+    bins = target.vocab.bins(ids)
+    values = (np.maximum(bins, 0) / max(contract.scale, 1)).astype(np.float32)
+    ones = np.ones(len(bins), dtype=np.float32)
+    seen = model_size(batch, b, contract)
+    emitted = Decoded(batch.ids[b], ids, ones * 0, bins, values, values, ones, truncated=False, seconds=0.0, model_size=seen)
+    return list(parser.parse(emitted, size=batch.sizes[b], readout="argmax").kept)
+
+
 def model_size(batch: Batch, b: int, contract: Contract) -> tuple[int, int]:
     """(width, height) in px of an image as the model sees it."""
     _, rows, columns = batch.image_grid_thw[b].tolist()
@@ -97,9 +103,10 @@ def _list(bad: Sequence[object]) -> str:
 
 
 def batch_pages(
-    batch: Batch, samples: Mapping[int | str, Sample], target: Target, contract: Contract, load_image: Any, *, limit: int, epoch: int
+    batch: Batch, samples: Mapping[int | str, Sample], target: Target, parser: Parser, contract: Contract, load_image: Any,
+    *, limit: int, epoch: int,
 ) -> list[BatchPage]:
-    """What the page shows of the first ``limit`` samples."""
+    """What the page shows of the first ``limit`` samples; boxes written in digits are read back by ``parser``."""
     tokenizer = target.tokenizer
     width = batch.input_ids.shape[1]
     kind_at = dict.fromkeys((batch.slot_row + 1).tolist(), COORD)
@@ -117,6 +124,7 @@ def batch_pages(
         seen = model_size(batch, b, contract)
         answer = target.build(sample, epoch=epoch, model_size=seen)
         image: Image.Image = load_image(sample)
+        read = None if contract.num_bins else _read_back(batch, b, target, parser, contract)
         pages.append(
             BatchPage(
                 sample_id=sample_id,
@@ -126,6 +134,7 @@ def batch_pages(
                 tokens=tokens,
                 slots=slot_rows(batch, b, contract, [o.desc for o in answer.objects]),
                 true_boxes=[(o.desc, o.box_xyxy_px) for o in sample.objects if o.box_xyxy_px is not None],
+                read_boxes=None if read is None else [(r.desc, r.box_xyxy_px) for r in read if r.box_xyxy_px is not None],
                 notes=[f"model input {seen[0]} × {seen[1]} px"]
                 + ([f"{answer.num_dropped} objects left out"] if answer.num_dropped else []),
             )
@@ -153,7 +162,7 @@ def inspect_batch(
     """
     checks = check_batch(batch, samples, target, vocab, contract, epoch=epoch)
     checks.append(check_read_back(batch, samples, target, parser, contract, epoch=epoch))
-    pages = batch_pages(batch, samples, target, contract, load_image, limit=limit, epoch=epoch)
+    pages = batch_pages(batch, samples, target, parser, contract, load_image, limit=limit, epoch=epoch)
     write_batch_page(path, pages, checks=checks, contract=contract)
     if failed := [c for c in checks if not c.ok]:
         raise ContractError(

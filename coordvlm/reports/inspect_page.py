@@ -1,7 +1,7 @@
 """The page of a run's first batch: what the model is shown, what it is taught, and whether the coordinates mean what they say.
 
 Boxes are drawn from *bins decoded through the contract*, in red over the annotated ones in green, so a convention that is off
-(another extent, swapped axes, the wrong frame) is seen at once.
+(another extent, swapped axes, the wrong frame) is seen at once. Where coordinates are digits, the red ones are parsed from the answer.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class BatchPage:
         tokens: the answer. slots: in the order of the answer.
         true_boxes: annotated (description, xyxy source px), straight from the sample and not through the collator.
         notes: anything else worth a line (objects left out, model size of the image).
+        read_boxes: of a format without bins, (description, xyxy source px) as the parser reads them in the answer; else None.
     """
 
     sample_id: int | str
@@ -86,9 +87,12 @@ class BatchPage:
     slots: Sequence[SlotRow]
     true_boxes: Sequence[tuple[str, tuple[float, float, float, float]]] = ()
     notes: Sequence[str] = ()
+    read_boxes: Sequence[tuple[str, tuple[float, float, float, float]]] | None = None
 
     def decoded_boxes(self) -> list[tuple[str, tuple[float, float, float, float]]]:
-        """Boxes made of the decoded slots; an object without all four axes is left out."""
+        """Boxes made of the decoded slots, an object without all four axes is left out; ``read_boxes`` in a format without bins."""
+        if self.read_boxes is not None:
+            return list(self.read_boxes)
         out = []
         for _, group in groupby(self.slots, key=lambda s: s.object):
             rows = {s.axis: s for s in group}
@@ -161,7 +165,8 @@ def _sample(index: int, item: BatchPage) -> Markup:
     truth = [Box(box, desc) for desc, box in item.true_boxes]
     decoded = [Box(box) for _, box in item.decoded_boxes()]
     view = page.picture(draw_overlay(item.image, truth, decoded, size=item.size), f"sample {item.sample_id}")
-    green, red = (tag("span", tag("i", class_=c), words) for c, words in (("green", "annotated"), ("red", "decoded from bins")))
+    origin = "decoded from bins" if item.read_boxes is None else "read from the answer's digits"
+    green, red = (tag("span", tag("i", class_=c), words) for c, words in (("green", "annotated"), ("red", origin)))
     keys = tag("div", green, red, class_="legend")
     worst = max((abs(s.error_px) for s in item.slots), default=math.nan)
     facts = [f"{item.size[0]} × {item.size[1]} px", f"{len(item.true_boxes)} annotated", f"{len(item.decoded_boxes())} in the answer"]
@@ -193,6 +198,8 @@ def _shown(tokens: Sequence[Token]) -> Iterator[tuple[str, str]]:
 
 
 def _slots(item: BatchPage) -> Markup:
+    if item.read_boxes is not None:
+        return missing("Coordinates are ordinary text in this format: they are supervised as text tokens and have no bins.")
     if not item.slots:
         return missing("No coordinate is supervised in this sample.")
     head = ("object", "description", "axis", "bin", "decoded", "decoded, px", "true, px", "error, px")
@@ -223,6 +230,9 @@ def render_batch_text(pages: Sequence[BatchPage], console: Console, *, checks: S
         slots = Table("object", "description", "axis", "bin", "decoded", "decoded px", "true px", "error px", box=None, pad_edge=False)
         for s in item.slots:
             slots.add_row(str(s.object), Text(visible(s.desc)), AXES[s.axis], str(s.bin), *_numbers(s))
-        console.print(slots)
+        if item.read_boxes is None:
+            console.print(slots)
+        for desc, box in item.read_boxes or ():
+            console.print(Text(visible(f"read from the digits, px: {desc} {', '.join(f'{v:.2f}' for v in box)}")))
         for note in item.notes:
             console.print(Text(visible(note), "bright_black"))

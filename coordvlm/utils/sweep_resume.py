@@ -84,6 +84,11 @@ def find_sweep(wanted: str, root: Path) -> Path:
     raise ConfigError(f"resume_sweep={wanted}: {reason}{hint}")
 
 
+def newest_sweep(root: Path) -> Path | None:
+    """The sweep below ``root`` that started last; None if there is none."""
+    return max(_sweeps(root), default=(0.0, None))[1]
+
+
 def _sweeps(root: Path) -> Iterator[tuple[float, Path]]:
     for file in root.glob(f"*/{SWEEP_FILE}"):
         try:

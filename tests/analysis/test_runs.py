@@ -50,6 +50,17 @@ def test_folders_are_found_wherever_they_are(sweep: Path, tmp_path: Path, monkey
     assert find_folders(["ce_0", "ce_0"], outputs=outputs) == [sweep / "ce_0"]
 
 
+def test_latest_is_the_sweep_that_started_last(sweep: Path, tmp_path: Path) -> None:
+    root = tmp_path / "train" / "multirun"
+    for name, started in (("a", "2026-01-02T00:00:00"), ("b", "2026-01-01T00:00:00")):
+        shutil.copytree(sweep / "ce_0", root / name / "000_aaaa")
+        names = {"config_name": None, "config_dir": None, "config_path": None}
+        (root / name / "sweep.json").write_text(json.dumps({"started": started, "overrides": [], **names}))
+    assert find_folders("latest", outputs=tmp_path) == [root / "a" / "000_aaaa"]
+    with pytest.raises(ConfigError, match="runs=latest: there is no sweep"):
+        find_folders("latest", outputs=tmp_path / "elsewhere")
+
+
 def test_nothing_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="runs=nowhere: no such folder"):
         find_folders("nowhere", outputs=tmp_path)

@@ -105,6 +105,20 @@ def test_the_picture_has_true_and_decoded_boxes(item: BatchPage, tmp_path: Path,
     assert seen[0].getpixel((2 * 50, 150)) == RED
 
 
+def test_digits_are_drawn_and_counted_as_they_are_read(item: BatchPage, tmp_path: Path) -> None:
+    written = BatchPage(1, item.image, SIZE, "", [Token("20", "text", True)], [], (("cat", TRUE),), read_boxes=[("cat", TRUE)])
+    assert written.decoded_boxes() == [("cat", TRUE)]
+    text = " ".join(read(write_batch_page(tmp_path / "batch.html", [written])).text)
+    assert "1 annotated · 1 in the answer" in text
+    assert "read from the answer's digits" in text
+    assert "decoded from bins" not in text
+    assert "No coordinate is supervised" not in text
+    assert "ordinary text" in text
+    console = Console(width=160, record=True, file=io.StringIO())
+    render_batch_text([written], console)
+    assert "cat 20.00, 10.00, 100.00, 60.00" in console.export_text()
+
+
 def test_an_empty_batch_is_said_to_be_empty(tmp_path: Path) -> None:
     text = " ".join(read(write_batch_page(tmp_path / "batch.html", [])).text)
     assert "The batch is empty." in text
