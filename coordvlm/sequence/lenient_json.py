@@ -268,7 +268,7 @@ def _lexicon(coord_token: str, stops: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(
         rf"(?P<space>\s++)|(?P<comma>[,，])|(?P<number>{NUMBER})|(?P<stop>{stop})|(?P<coord>{head}[0-9]++{tail})"
         r"|(?P<open>\{++|\[++|\(++)|(?P<close>\}++|\]++|\)++)|(?P<colon>[:：])|(?P<quote>[\"'“”‘’])"
-        r"|(?P<word>[^\s{}\[\]():：,，\"'“”‘’<`]++|(?s:.))"
+        r"|(?P<word>[;；、](?=\s*+[-+.0-9<])|[^\s{}\[\]():：,，\"'“”‘’<`]++|(?s:.))"
     )
 
 

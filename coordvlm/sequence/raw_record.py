@@ -155,8 +155,8 @@ def clean(text: str) -> str:
 def _element(coord_token: str) -> re.Pattern[str]:
     head, tail = map(re.escape, coord_token.split("{k}"))
     return re.compile(
-        rf"(?P<gap>\s++)|(?P<comma>[,，;])|(?P<angle><[0-9]++>)|(?P<number>{NUMBER})|(?P<coord>{head}[0-9]++{tail})"
-        r"|(?P<open>\[++)|(?P<close>\]++)|(?P<paren>[()]++)|(?P<word>[^\s,，;<>\[\]()]++|(?s:.))"
+        rf"(?P<gap>\s++)|(?P<comma>[,，;；、])|(?P<angle><[0-9]++>)|(?P<number>{NUMBER})|(?P<coord>{head}[0-9]++{tail})"
+        r"|(?P<open>\[++)|(?P<close>\]++)|(?P<paren>[()（）]++)|(?P<word>[^\s,，;；、<>\[\]()（）]++|(?s:.))"
     )
 
 

@@ -10,7 +10,10 @@ from functools import partial
 from coordvlm.sequence.lenient_json import Leaf, Node
 from coordvlm.sequence.raw_record import NO_DESC, Desc, RawRecord, Style, clean, make_raw, number_groups
 
-BOX_KEYS = {"bbox_2d", "bbox2d", "bbox", "box_2d", "box2d", "box", "bounding_box", "boundingbox", "bboxes", "boxes", "bounding_boxes"}
+BOX_KEYS = {
+    "bbox_2d", "bbox2d", "bbox", "box_2d", "box2d", "box", "bounding_box", "boundingbox", "bboxes", "boxes", "bounding_boxes",
+    "bboxes_2d", "boxes_2d", "bounding_box_2d", "bbox_list", "bbox_xyxy", "box_xyxy", "xyxy", "bbox_coordinates", "box_coordinates",
+}  # fmt: skip
 POINT_KEYS = {"point_2d", "point2d", "point", "points", "points_2d"}
 #: Keys under which models write four numbers or two.
 EITHER_KEYS = {"position", "coordinate", "coordinates", "coords", "location"}
@@ -21,6 +24,8 @@ AXIS_KEYS = (
     {"x_max", "xmax", "x2", "right"},
     {"y_max", "ymax", "y2", "bottom"},
 )
+#: Spellings of the two corners, each an object of x and y or a list of two.
+CORNER_KEYS = ({"top_left", "topleft", "left_top"}, {"bottom_right", "bottomright", "right_bottom"})
 AXIS_OF = {key: axis for axis, keys in enumerate(AXIS_KEYS) for key in keys}
 #: The first of these that an object has is its description; a mapping of languages gives English, else its first entry.
 DESC_KEYS = (
@@ -31,6 +36,8 @@ KNOWN_KEYS = BOX_KEYS | POINT_KEYS | EITHER_KEYS | AXIS_OF.keys() | set(DESC_KEY
 NO_TEXT = {"null", "none", "nan", "true", "false"}
 #: Words that a model means as a (bad) number; any other word in a list is a template's ``[x1, y1, x2, y2]`` repeated.
 NO_NUMBER = {"null", "none", "nan", "infinity", "inf", "-infinity", "-inf"}
+#: What stands between numbers instead of a comma.
+SEPARATORS = (";", "；", "、")
 PLACEHOLDER = re.compile(r"[A-Za-z_]\w*|\.\.\.")
 
 
@@ -65,6 +72,8 @@ class ObjectCollector:
         key = _name(parent.key) if parent is not None and parent.kind == "{" and parent.key is not None else None
         if key in BOX_KEYS | POINT_KEYS | EITHER_KEYS and (_axes(node) or _point(node)):
             return []  # the value of a box key: its object reads it
+        if key in CORNER_KEYS[0] | CORNER_KEYS[1] and _point(node):
+            return []  # a corner of a box is no point
         groups = _split(node)
         out = []
         for keys, items in groups:
@@ -82,12 +91,13 @@ class ObjectCollector:
         strict = one and node.closed and self._is_strict(span)
         for known in (BOX_KEYS, EITHER_KEYS, POINT_KEYS):
             for name, item in ((n, i) for n, i in zip(names, items, strict=True) if n in known):
-                values, plain = self._values(item)
-                values = [v for v in values if not self._is_template(v)]
+                values, plain = self._values(item, of_points=name in POINT_KEYS)
                 out = []
-                for v in values:
+                for v, own in zip(values, _descriptions(names, items, desc, len(values)), strict=True):
+                    if self._is_template(v):
+                        continue
                     is_point = name in POINT_KEYS or (name in EITHER_KEYS and len(v) <= 2)
-                    out.append(make(v, desc, form="list", regular=strict and plain, is_point=is_point))
+                    out.append(make(v, own, form="list", regular=strict and plain, is_point=is_point))
                 return out
         axes = {AXIS_OF[n]: item for n, item in zip(names, items, strict=True) if n in AXIS_OF}
         if axes:
@@ -96,11 +106,14 @@ class ObjectCollector:
                 return []
             plain = all(isinstance(i, Leaf) and i.kind == "number" for i in axes.values())
             return [make(elements, desc, form="axes", regular=strict and plain)]
+        corners = _corners(names, items)
+        if corners:
+            return [make(corners, desc, form="axes", regular=False)]
         point = _point(node) if one else None
         if point and not node.has_records:
             return [make(point, desc, form="axes", regular=strict, is_point=True)]
         if desc is not NO_DESC:
-            whole = not node.has_records and all(isinstance(i, Leaf) or i is None for i in items)
+            whole = not node.has_records and all(not isinstance(i, Node) or _is_numbers(i) for i in items)
             return [make([], desc, form=self.style.form if self.style else "list", regular=False)] if whole and not is_value else []
         return self._by_label(keys, items, make) if self.style is None else []
 
@@ -108,15 +121,15 @@ class ObjectCollector:
         """``{"cat": [1, 2, 3, 4], "dog": [[..], [..]]}``: no key is known, so those with four numbers are labels."""
         out = []
         for key, item in zip(keys, items, strict=True):
-            if isinstance(item, Node) and item.kind != "{":
-                for v in self._values(item)[0]:
+            if isinstance(item, Node) and item.kind != "{" and not _name(key).endswith("wh"):  # xywh: not two corners
+                for v in self._values(item, of_points=False)[0]:
                     if len(v) == 4 and {e.kind for e in v} in ({"number"}, {"coord"}):
                         desc = Desc(clean(str(key.value)), (key.start, key.end))
                         out.append(make(v, desc, form="list", regular=False))
         return out
 
-    def _values(self, item: Leaf | Node | None) -> tuple[list[list[Leaf]], bool]:
-        """The coordinates under a box or point key, one list per box, and whether they were written as one plain list."""
+    def _values(self, item: Leaf | Node | None, *, of_points: bool) -> tuple[list[list[Leaf]], bool]:
+        """The coordinates under a box or point key, one list per box or point, and whether they were written as one plain list."""
         if isinstance(item, Leaf):
             if item.kind == "string" and item.end - item.start <= 300:
                 groups = number_groups(self.text, item.start, item.end, self.coord_token)
@@ -129,8 +142,8 @@ class ObjectCollector:
         nested = [i for i in item.items if isinstance(i, Node)]
         if not nested:
             leaves = [_as_number(i) for i in item.items]
-            return [leaves], item.closed and all(a is b for a, b in zip(leaves, item.items, strict=True))
-        if len(nested) == 2 and all(n.kind != "{" and len(n.items) == 2 for n in nested):  # [[x1, y1], [x2, y2]]
+            return _rows(leaves), item.closed and all(a is b for a, b in zip(leaves, item.items, strict=True))
+        if not of_points and len(nested) > 1 and all(n.kind != "{" and len(n.items) == 2 for n in nested):  # two corners, or a polygon
             return [[_as_number(i) for n in nested for i in n.items]], False
         return [[_as_number(i) for i in n.items] if n.kind != "{" else (_axes(n) or _point(n) or []) for n in nested], False
 
@@ -148,6 +161,12 @@ class ObjectCollector:
         return True
 
     def _bare(self, node: Node) -> None:
+        rows = _rows([i for i in node.items if isinstance(i, Leaf)])
+        if len(rows) > 1 and not any(isinstance(i, Node) for i in node.items):
+            for row in rows:
+                if row:
+                    self._bare(Node("[", row[0].start, row[-1].end, closed=node.closed, items=[*row]))
+            return
         if len(node.items) > 5 or any(isinstance(i, Node) for i in node.items):
             return
         numbers = sum(isinstance(i, Leaf) and i.kind in ("number", "coord", "cut") for i in node.items)
@@ -184,7 +203,7 @@ class ObjectCollector:
 
 
 def _name(key: Leaf | None) -> str:
-    return "" if key is None else str(key.value).strip().lower().replace("-", "_").replace(" ", "_")
+    return "" if key is None else str(key.value).strip(" \t\n`").lower().replace("-", "_").replace(" ", "_")
 
 
 def _end(item: Leaf | Node | None, key: Leaf) -> int:
@@ -211,7 +230,9 @@ def _split(node: Node) -> list[tuple[list[Leaf], list[Leaf | Node | None]]]:
 def _axes(node: Node) -> list[Leaf] | None:
     """The four values of an object with a key per coordinate, in the order x1, y1, x2, y2."""
     found = {AXIS_OF[_name(k)]: i for k, i in zip(node.keys, node.items, strict=True) if _name(k) in AXIS_OF}
-    return [_as_number(found[a]) for a in range(4)] if len(found) == 4 else None
+    if len(found) == 4:
+        return [_as_number(found[a]) for a in range(4)]
+    return _corners([_name(k) for k in node.keys], node.items)
 
 
 def _point(node: Node) -> list[Leaf] | None:
@@ -220,6 +241,39 @@ def _point(node: Node) -> list[Leaf] | None:
     if not {"x", "y"} <= names.keys() or names.keys() & {"w", "h", "width", "height"}:
         return None
     return [_as_number(names["x"]), _as_number(names["y"])]
+
+
+def _corners(names: Sequence[str], items: Sequence[Leaf | Node | None]) -> list[Leaf] | None:
+    """The four values of ``{"top_left": [x1, y1], "bottom_right": [x2, y2]}``."""
+    out: list[Leaf] = []
+    for spellings in CORNER_KEYS:
+        node = next((i for n, i in zip(names, items, strict=True) if n in spellings), None)
+        if not isinstance(node, Node):
+            return None
+        out += (_point(node) or []) if node.kind == "{" else [_as_number(i) for i in node.items]
+    return out
+
+
+def _descriptions(names: Sequence[str], items: Sequence[Leaf | Node | None], desc: Desc, n: int) -> list[Desc]:
+    """Those of n boxes of one object: a list of ``labels`` as long as the boxes (Florence-2) names each, else all have the same."""
+    node = next((i for name, i in zip(names, items, strict=True) if name == "labels"), None)
+    leaves = [i for i in node.items if isinstance(i, Leaf) and i.kind == "string"] if isinstance(node, Node) else []
+    return [Desc(clean(str(e.value)), (e.start, e.end)) for e in leaves] if desc is NO_DESC and len(leaves) == n else [desc] * n
+
+
+def _is_numbers(node: Node) -> bool:
+    return node.kind != "{" and bool(node.items) and all(isinstance(i, Leaf) and i.kind in ("number", "coord", "cut") for i in node.items)
+
+
+def _rows(leaves: list[Leaf]) -> list[list[Leaf]]:
+    """Boxes between semicolons, ``[x1, y1, x2, y2; x1, ..]``; any other semicolon or enumeration comma is a comma."""
+    rows: list[list[Leaf]] = [[]]
+    for e in leaves:
+        if e.kind == "word" and e.value in SEPARATORS:
+            rows.append([])
+        else:
+            rows[-1].append(e)
+    return rows if len(rows[0]) == 4 and rows[1:] != [[]] else [[e for row in rows for e in row]]
 
 
 def _as_number(item: Leaf | Node | None) -> Leaf:

@@ -16,10 +16,10 @@ FAMILIES = (
     ("<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"),
 )
 #: PaliGemma: y1 x1 y2 x2, label, ``;``. Molmo: <point x= y= alt=>.
-LOC = re.compile(r"(?:<loc[0-9]{4}>)++")
-LOC_LABEL = re.compile(r"[^<;\n]*+")
+LOC = re.compile(r"<loc[0-9]{4}>(?: ?<loc[0-9]{4}>)*+")
+LOC_LABEL = re.compile(r"(?:<seg[0-9]{3}>)*+([^<;\n]*+)")
 XML_POINT = re.compile(r"<points?\s([^<>]*+)>")
-XML_ATTRIBUTE = re.compile(r"""\b([xy])([0-9]{0,3})\s?=\s?["']?([0-9.]++)|\balt\s?=\s?["]([^"]*+)""")
+XML_ATTRIBUTE = re.compile(r"""\b([xy])([0-9]{0,3})\s?=\s?["']?(-?[0-9.]++)|\balt\s?=\s?(?:"([^"]*+)|'([^']*+))""")
 SEPARATED = re.compile(r"[\s,;]*+")
 
 
@@ -104,8 +104,8 @@ def loc_record(text: str, m: re.Match[str]) -> tuple[RawRecord, int]:
     elements = [numbers[i] for i in (1, 0, 3, 2)] if len(numbers) == 4 else numbers
     label = LOC_LABEL.match(text, m.end())
     assert label is not None
-    desc = Desc(clean(label.group()), label.span())
-    make = partial(make_raw, style=None, form="loc", regular=True, needs_desc=True, keys=("y1", "x1", "y2", "x2"))
+    desc = Desc(clean(label[1]), label.span(1))
+    make = partial(make_raw, style=None, form="loc", regular=" " not in m.group(), needs_desc=True, keys=("y1", "x1", "y2", "x2"))
     return make(elements, desc, span=(m.start(), label.end())), label.end()
 
 
@@ -121,7 +121,8 @@ def xml_points(m: re.Match[str]) -> list[RawRecord]:
                 leaf = Leaf("word", a[3], m.start() + a.start(3), m.start() + a.end(3))
             values.setdefault(a[2], {})[a[1]] = leaf
         else:
-            desc = Desc(clean(a[4]), (m.start() + a.start(4), m.start() + a.end(4)))
+            group = 4 if a[4] is not None else 5
+            desc = Desc(clean(a[group]), (m.start() + a.start(group), m.start() + a.end(group)))
     return [
         make_raw([v[k] for k in "xy" if k in v], desc, style=None, form="xml", span=m.span(), regular=True, is_point=True)
         for v in values.values()

@@ -161,6 +161,53 @@ def test_a_convention_that_the_text_contradicts_is_no_reading() -> None:
     assert parse_answer(tokens.replace("coord", "c"), coords="norm999", size=(9, 9), coord_token="<|c_{k}|>")[0].status == "ok"
 
 
+#: Siblings of published answers: (text, [(status, description, numbers rounded; a point has two)]).
+SIBLINGS: dict[str, tuple[str, list[tuple[str, str, list[int]]]]] = {
+    "two points are no box": (
+        '{"points": [[1, 2], [30, 40]], "label": "cell"}', [("repaired", "cell", [1, 2]), ("repaired", "cell", [30, 40])],
+    ),
+    "a polygon is one broken box": ('{"bbox_2d": [[1, 2], [30, 2], [30, 40], [1, 40]], "label": "a"}', [("bad_arity", "a", [])]),
+    "corners": ('{"label": "a", "top_left": [1, 2], "bottom_right": [30, 40]}', [("repaired", "a", [1, 2, 30, 40])]),
+    "corners are no points": (
+        '{"label": "a", "bbox": {"top_left": {"x": 1, "y": 2}, "bottom_right": {"x": 30, "y": 40}}}', [("repaired", "a", [1, 2, 30, 40])],
+    ),
+    "one corner": ('{"label": "a", "top_left": [1, 2]}', [("bad_arity", "a", [])]),
+    "half a corner": ('{"label": "a", "top_left": [1], "bottom_right": [30, 40]}', [("bad_arity", "a", [])]),
+    "another key": ('{"bbox_xyxy": [1, 2, 30, 40], "label": "a"}', [("ok", "a", [1, 2, 30, 40])]),
+    "an undeclared key counts": ('[{"bbox_xywh": [1, 2, 30, 40], "label": "a"}]', [("bad_arity", "a", [])]),
+    "an undeclared key is no label": ('{"bbox_xywh": [1, 2, 30, 40]}', []),
+    "a list of labels": (
+        "{'<OD>': {'bboxes': [[1, 2, 30, 40], [5, 6, 70, 80]], 'labels': ['car', 'door']}}",
+        [("repaired", "car", [1, 2, 30, 40]), ("repaired", "door", [5, 6, 70, 80])],
+    ),
+    "boxes between semicolons": ("[[001,002,030,040;005,006,070,080]]", [("ok", "", [1, 2, 30, 40]), ("ok", "", [5, 6, 70, 80])]),
+    "a broken one after a semicolon": (
+        '{"boxes": [1,2,30,40; 5,6,70], "label": "a"}', [("repaired", "a", [1, 2, 30, 40]), ("bad_arity", "a", [])],
+    ),
+    "semicolons for commas": ('{"bbox_2d": [1; 2; 30; 40], "label": "a;1"}', [("repaired", "a;1", [1, 2, 30, 40])]),
+    "enumeration commas": ('{"bbox_2d": [1、2、30、40], "label": "a"}', [("repaired", "a", [1, 2, 30, 40])]),
+    "full-width parentheses": ("<ref>a</ref><box>（1，2），（30，40）</box>", [("ok", "a", [1, 2, 30, 40])]),
+    "quotes of code": ("{`bbox_2d`: [1, 2, 30, 40]}", [("repaired", "", [1, 2, 30, 40])]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SIBLINGS)
+def test_siblings_of_published_answers(case: str) -> None:
+    text, want = SIBLINGS[case]
+    records = parse_answer(text, coords="norm1000", size=(9, 9))
+    assert [(r.status, r.desc, [s.bin for s in r.slots]) for r in records] == want
+    assert all((r.point_px is not None) == (len(r.slots) == 2) for r in records)
+
+
+def test_markers_with_spaces_masks_and_single_quotes() -> None:
+    for text, status in (("<loc0001> <loc0002> <loc0003> <loc0004> a", "repaired"), (4 * "<loc0001>" + "<seg001><seg002> a", "degenerate")):
+        (r,) = parse_answer(text, coords="loc1024_yx", size=(9, 9))
+        assert (r.status, r.desc) == (status, "a")
+    for x, status in (("63.5", "ok"), ("-3.5", "out_of_range")):
+        (r,) = parse_answer(f"<point x='{x}' y='44.2' alt='a'>a</point>", coords="norm100", size=(9, 9))
+        assert (r.status, r.desc) == (status, "a")
+
+
 def test_a_style_demands_its_own_form() -> None:
     text = "[1, 2, 3, 4]"
     assert parse_answer(text, coords="norm1000", size=(9, 9), style="json_digits") == []
