@@ -21,6 +21,11 @@ def experiment(tmp_path: Path, *overrides: str, split: str = "test") -> build.Ex
     return build.build_experiment(compose(tmp_path / "run", *overrides), split=split)
 
 
+def test_a_wrong_data_folder_is_found_before_the_weights_are_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data.root must be a folder"):
+        experiment(tmp_path, "model=qwen3vl_8b", f"model.path={tmp_path / 'none'}", "data=coco", f"data.root={tmp_path / 'nowhere'}")
+
+
 @pytest.mark.parametrize(
     ("limit", "batch", "shown"),
     [(None, 4, 10), (1.0, 4, 10), (1, 4, 4), (2, 4, 8), (3, 4, 10), (9, 4, 10), (0, 4, 0), (0.5, 4, 4), (0.34, 4, 4)],

@@ -89,8 +89,8 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     readouts: tuple[str, ...] = READOUTS
     if not build_coords(cfg).num_bins:  # what is written is what is read
         losses, readouts = losses.without_slots(format=cfg.sequence.format), (cfg.decode.readout,)
+    source: DataSource = instantiate(cfg.data.source)  # a wrong path is found before gigabytes of weights are fetched or read
     model = build_model(cfg)
-    source: DataSource = instantiate(cfg.data.source)
     source = limit_objects(source, max_objects=cfg.sequence.max_objects, on_too_many=cfg.sequence.on_too_many)
     if cfg.overfit:
         source = FirstBatch(source, first_samples(source, batch_size=cfg.data.batch_size, seed=cfg.seed))

@@ -58,6 +58,7 @@ def load_pretrained(*, hub_id: str, revision: str, path: str | None, family: str
     tokenizer = model_folder.read_tokenizer(folder, config)
     hf = _read_weights(folder, family, DTYPES[dtype], attention)
     source = f"{hub_id}@{revision}" if path is None else str(folder)
+    log.info("weights: %s, read from %s", source, folder)  # of the hub: the folder is named after the commit
     return LoadedModel(
         hf,
         tokenizer,
