@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.errors import InstantiationException
 
 from coordvlm import build
 from coordvlm.contracts import Prediction, Record
@@ -22,7 +23,7 @@ def experiment(tmp_path: Path, *overrides: str, split: str = "test") -> build.Ex
 
 
 def test_a_wrong_data_folder_is_found_before_the_weights_are_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data.root must be a folder"):
+    with pytest.raises(InstantiationException, match=r"data\.root must be a folder"):
         experiment(tmp_path, "model=qwen3vl_8b", f"model.path={tmp_path / 'none'}", "data=coco", f"data.root={tmp_path / 'nowhere'}")
 
 
