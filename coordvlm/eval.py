@@ -151,6 +151,12 @@ def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path
     record.update(protocol=experiment.protocol["hash"], decode=experiment.decode)
     if scored.checkpoint is None:
         record.update(contract=experiment.model.contract.hash(), data=dict(experiment.source.digests()))
+        if experiment.model.vocab.num_bins and config.model.rows.init != "existing":
+            native = experiment.model.loaded
+            logging.getLogger(__name__).warning(
+                "an untouched model has never seen coordinate tokens, so sequence=%s scores nothing; %s writes sequence=%s coords=%s",
+                experiment.model.contract.format, native.source, native.native_sequence, native.native_coords,
+            )
     base = open_base(cfg.base, outputs=cfg.paths.outputs)
     if base is not None:
         base.require(experiment.protocol, seed=config.metrics.seed, num_replicates=config.metrics.num_replicates)

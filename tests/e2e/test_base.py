@@ -42,6 +42,8 @@ def test_every_format_is_scored_under_one_protocol(fast_outputs: Path, fast_run:
     ran = evaluate(fast_outputs, *BASE, *FAST, f"sequence={sequence}", f"coords={coords}", "data.num_workers=0")
     assert ran.status == 0, ran.err
     assert ran.record["protocol"] == base.record["protocol"] == fast_run.record["protocol"]
+    warned = "has never seen coordinate tokens" in (ran.run / "run.log").read_text()
+    assert warned == (sequence in ("objects", "json_coord"))
 
 
 def test_the_weights_are_those_of_the_model_itself(fast_outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
