@@ -65,6 +65,10 @@ class FolderCheckpoint(Callback):
         self._inherited = folders
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._previous:
+            # Lightning has put its own SIGTERM handler before ours since on_fit_start: that one broadcasts from within the handler, and a
+            # rank in another collective at that moment waits for ever
+            signal.signal(signal.SIGTERM, self._on_interrupt)
         for name, folder in self._inherited.items():
             if trainer.is_global_zero:
                 with atomic_folder(self.folder / name) as place:
