@@ -10,10 +10,10 @@ from coordvlm.contracts.evaluation import Evaluation, Interval, MatchedPairs
 from coordvlm.contracts.output import ModelOutput, TermOutput
 from coordvlm.contracts.prediction import Decoded, Prediction, Record, SlotReadout
 from coordvlm.contracts.protocols import CountFn, Encoder, Grammar, Parser
-from coordvlm.contracts.sample import GroundTruth, Object, Sample
+from coordvlm.contracts.sample import TARGET, GroundTruth, Object, PhraseTruth, Sample
 
 __all__ = [
-    "COORD", "END", "MARKER", "TEXT", "Batch", "Contract", "CountFn", "Decoded", "Encoded", "Encoder", "Evaluation", "Grammar",
-    "GroundTruth", "Interval", "MatchedPairs", "ModelOutput", "Object", "Parser", "Prediction", "Record", "ResizeRule", "Sample",
+    "COORD", "END", "MARKER", "TARGET", "TEXT", "Batch", "Contract", "CountFn", "Decoded", "Encoded", "Encoder", "Evaluation", "Grammar",
+    "GroundTruth", "Interval", "MatchedPairs", "ModelOutput", "Object", "Parser", "PhraseTruth", "Prediction", "Record", "ResizeRule", "Sample",
     "SlotReadout", "TermOutput", "Window",
 ]

@@ -38,6 +38,7 @@ class Encoded:
         grid_thw: (1, patch rows, patch columns).
         size: (width, height) of the displayed source image.
         num_dropped: objects left out of the target by ``max_objects`` or ``on_error=skip``.
+        phrase: the referring phrase; None in detection.
     """
 
     id: int | str
@@ -53,6 +54,7 @@ class Encoded:
     grid_thw: tuple[int, int, int]
     size: tuple[int, int]
     num_dropped: int = 0
+    phrase: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Batch:
         box_slot: long[M, 4], the slots x1, y1, x2, y2 of a box. box_sample: long[M]. box_prev: long[M], the preceding box of
             the sample (index into M) if it has the same description, else -1.
         counts: ``{"text": R, "slot": N, "box": M}``, from labels.
-        ids: B sample ids. sizes: B (width, height) of the displayed source image.
+        ids: B sample ids. sizes: B (width, height) of the displayed source image. phrases: B referring phrases, None in detection.
         window: set by the training loader; None elsewhere.
     """
 
@@ -111,6 +113,7 @@ class Batch:
     sizes: tuple[tuple[int, int], ...]
     window: Window | None = None
     num_dropped: int = field(default=0)
+    phrases: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])

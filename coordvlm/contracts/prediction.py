@@ -82,7 +82,8 @@ class Prediction:
 
     Args:
         records: in emission order, dropped ones included.
-        flags: any of ``truncated`` (no end token), ``no_output`` (not a single record), ``stray_text``.
+        flags: any of ``truncated`` (no end token), ``no_output`` (not a single record), ``stray_text``; in grounding also ``says_none``
+            (the answer is that the phrase names nothing here).
         timing: seconds and the number of new tokens.
     """
 

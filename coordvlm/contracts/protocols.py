@@ -43,4 +43,5 @@ class Grammar(Protocol):
 class Parser(Protocol):
     """Decoded tokens -> Prediction."""
 
-    def parse(self, decoded: Decoded, *, size: tuple[int, int], readout: str) -> Prediction: ...
+    def parse(self, decoded: Decoded, *, size: tuple[int, int], readout: str, phrase: str | None = None) -> Prediction:
+        """Records of one answer; with a ``phrase``, its things are described as ``TARGET`` whatever the answer calls them."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+#: Description of the thing a phrase names. Grounding has this one category; the phrase itself is in ``Sample.phrase``.
+TARGET = "target"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Sample:
         image: path (opened in the worker) or a PIL image (synthetic data).
         width, height: size of the displayed frame, to which boxes refer (after EXIF transposition).
         objects: in file order.
-        phrase: referring phrase, when the task is grounding.
+        phrase: referring phrase, when the task is grounding. Then ``objects`` holds the one thing it names, described as ``TARGET``, or
+            nothing: the phrase names nothing in the image and the answer is "none".
         class_list: names to put into the prompt, absent classes included.
         meta: anything a source wants to keep (file name, seed); not read by the pipeline.
     """
@@ -96,3 +100,57 @@ class GroundTruth:
                      "ann_area", "ann_iscrowd"):
             sha.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return sha.hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class PhraseTruth(GroundTruth):
+    """The truth of grounding: each *phrase* stands where an image stands in detection, with one box or none.
+
+    ``image_ids`` are sample ids (one per phrase); there is one category, ``TARGET``; I phrases.
+
+    Args:
+        phrases: I phrases, as in ``Sample.phrase``.
+        source_image: int64[I], equal for phrases on the same image: what the bootstrap draws, as phrases of one image are not independent.
+    """
+
+    phrases: tuple[str, ...] = ()
+    source_image: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.phrases) == len(self.source_image) == len(self.image_ids):
+            raise ValueError(
+                f"{len(self.image_ids)} samples need as many phrases and source images, got {len(self.phrases)} and {len(self.source_image)}"
+            )
+        if len(np.unique(self.ann_image_id)) != len(self.ann_image_id):
+            raise ValueError("a phrase has one box or none")
+
+    def subset(self, image_ids: Sequence[int]) -> PhraseTruth:
+        """The truth of some phrases; an id that does not exist is a ``KeyError``."""
+        kept = super().subset(image_ids)
+        at = np.searchsorted(self.image_ids, kept.image_ids)
+        values = {f.name: getattr(kept, f.name) for f in fields(GroundTruth)}
+        return PhraseTruth(**values, phrases=tuple(self.phrases[i] for i in at.tolist()), source_image=self.source_image[at])
+
+    def digest(self) -> str:
+        """12 hex digits that change with any value, phrases included."""
+        sha = hashlib.sha256(super().digest().encode())
+        sha.update("\0".join(self.phrases).encode("utf-8", "surrogatepass"))
+        sha.update(np.ascontiguousarray(self.source_image).tobytes())
+        return sha.hexdigest()[:12]
+
+    @classmethod
+    def of(
+        cls, *, ids: Sequence[int], phrases: Sequence[str], source_image: Sequence[int], image_wh: NDArray[np.float64],
+        boxes: Sequence[Sequence[float] | None],
+    ) -> PhraseTruth:
+        """From one row per phrase, in any order. boxes: xyxy in source pixels; None: the phrase names nothing."""
+        order = np.argsort(np.asarray(ids, dtype=np.int64), kind="stable")
+        sorted_ids = np.asarray(ids, dtype=np.int64)[order]
+        found = [(int(i), boxes[at]) for i, at in zip(sorted_ids.tolist(), order.tolist(), strict=True) if boxes[at] is not None]
+        xyxy = np.asarray([b for _, b in found], dtype=np.float64).reshape(-1, 4)
+        return cls(
+            sorted_ids, np.asarray(image_wh, dtype=np.float64).reshape(-1, 2)[order], np.ones(1, dtype=np.int64), (TARGET,),
+            np.asarray([i for i, _ in found], dtype=np.int64), np.asarray([i for i, _ in found], dtype=np.int64),
+            np.ones(len(found), dtype=np.int64), xyxy, (xyxy[:, 2:] - xyxy[:, :2]).prod(1), np.zeros(len(found), dtype=np.bool_),
+            phrases=tuple(phrases[i] for i in order.tolist()), source_image=np.asarray(source_image, dtype=np.int64)[order],
+        )
