@@ -104,7 +104,7 @@ class Tracker(Logger, Callback):
             return
         metric: Any = pl_module.val_metric
         evaluation = metric.compute()  # kept from a moment ago; on every rank, should it have to be gathered again
-        self._evaluated(trainer, "val", evaluation, metric.truth, list(metric._predictions.values()))
+        self._evaluated(trainer, "val", evaluation, metric.truth, metric.predictions)
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         module: Any = pl_module

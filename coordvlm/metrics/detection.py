@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import torch.distributed as dist
-from torchmetrics import Metric
 
 from coordvlm.contracts.evaluation import Evaluation
 from coordvlm.contracts.prediction import Prediction
@@ -17,6 +14,7 @@ from coordvlm.contracts.sample import GroundTruth
 from coordvlm.metrics.arrays import Detections, FloatArray, class_lookup, flatten, index_truth
 from coordvlm.metrics.bootstrap import AveragePrecision, image_weights, intervals, weighted_ratio
 from coordvlm.metrics.coco import BACKENDS, IOU_THRESHOLDS, RECALL_POINTS, CocoResult, evaluate_coco
+from coordvlm.metrics.collecting import CollectingMetric
 from coordvlm.metrics.matching import (
     ImageSums,
     answer_counts,
@@ -34,12 +32,8 @@ from coordvlm.metrics.pixels import PixelErrors
 _F1_NAMES = {"F1_50": 0, "F1_75": 5, "F1_95": 9}
 
 
-class DetectionMetric(Metric):
+class DetectionMetric(CollectingMetric):
     """Detection metrics on original annotations at original resolution, with bootstrap intervals over images.
-
-    Predictions are kept as Python objects on each rank and gathered once, in ``compute``; nothing enters a ``state_dict``.
-    An image without a prediction stays in the denominator with none. Two predictions for one image are an error on one rank;
-    across ranks they come from a distributed sampler that pads its last round, and the one of the lowest rank is kept.
 
     Args:
         backend: ``faster`` (faster-coco-eval) or ``pycocotools``; equal to 1e-9.
@@ -50,102 +44,31 @@ class DetectionMetric(Metric):
         truth: the split's truth, or later by ``set_truth``.
     """
 
-    full_state_update = False
-    higher_is_better = True
-
     def __init__(
         self, *, backend: str, num_replicates: int, seed: int, casefold: bool, ap_only: bool = False,
         truth: GroundTruth | None = None,
     ) -> None:
         if backend not in BACKENDS:
             raise ValueError(f"unknown COCO backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-        if num_replicates < 0 or seed < 0:
-            raise ValueError(f"num_replicates and seed must not be negative, got {num_replicates} and {seed}")
-        super().__init__(sync_on_compute=False)
-        self.backend, self.num_replicates, self.seed = backend, num_replicates, seed
-        self.casefold, self.ap_only = casefold, ap_only
-        self._predictions: dict[int, Prediction] = {}
-        self._truth: GroundTruth | None = None
+        super().__init__(num_replicates=num_replicates, seed=seed)
+        self.backend, self.casefold, self.ap_only = backend, casefold, ap_only
         if truth is not None:
             self.set_truth(truth)
 
-    @property
-    def truth(self) -> GroundTruth:
-        """Raises ``RuntimeError`` before ``set_truth``."""
-        if self._truth is None:
-            raise RuntimeError("the metric has no truth yet: call set_truth before update")
-        return self._truth
-
-    def set_truth(self, truth: GroundTruth) -> None:
-        """Evaluate against this truth from now on; predictions so far are dropped. Inconsistent ids are a ``ValueError``."""
+    def check_truth(self, truth: GroundTruth) -> None:
+        """Names that cannot be told apart and ids that do not exist are a ``ValueError``."""
         class_lookup(truth, self.casefold)
         index_truth(truth)
-        self._truth, self._known_ids = truth, frozenset(truth.image_ids.tolist())
-        self.reset()
 
-    def reset(self) -> None:
-        """Forget predictions; the truth stays."""
-        super().reset()
-        self._predictions = {}
-
-    def update(self, predictions: Sequence[Prediction]) -> None:
-        """Add images.
-
-        Raises:
-            ValueError: an image that the truth does not have, or a second prediction for one that was already given; nothing
-                of the call is added then.
-        """
-        self.truth  # noqa: B018 - refuse before anything is stored
-        new: dict[int, Prediction] = {}
-        for prediction in predictions:
-            image_id = prediction.sample_id
-            if image_id not in self._known_ids:
-                raise ValueError(f"prediction for image {image_id!r}, which the truth ({len(self._known_ids)} images) does not have")
-            if image_id in self._predictions or image_id in new:
-                raise ValueError(f"image {image_id!r} was predicted twice; its boxes would count double")
-            new[int(image_id)] = prediction
-        self._predictions |= new
-
-    def _apply(self, *args: Any, **kwargs: Any) -> DetectionMetric:
-        """Moving a module that holds this metric moves nothing: there are no tensors, and results are frozen."""
-        return self
-
-    def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Not meaningful: AP of a batch is not a part of AP of a set."""
-        raise TypeError("DetectionMetric has no per-batch value: call update(predictions), then compute()")
-
-    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
-        """The base class wraps results in tensor handling that refuses frozen dataclasses; caching is all that is wanted."""
-
-        @functools.wraps(compute)
-        def cached() -> Evaluation:
-            if self._computed is None:
-                self._computed = compute()
-            return cast(Evaluation, self._computed)
-
-        return cached
-
-    def compute(self) -> Evaluation:
-        """Evaluate all images of the truth; on several ranks every rank returns the same."""
+    def evaluate(self, predictions: Mapping[int, Prediction], *, sampler_duplicates: int) -> Evaluation:
+        """Evaluate all images of the truth."""
         truth = self.truth
-        predictions, repeated = self._gather()
         detections = flatten(truth, predictions, casefold=self.casefold)
         result = _Evaluator(truth, detections, self)
         if not self.ap_only:
             result.match(predictions)
-        counts = answer_counts(truth, predictions, detections) | {"sampler_duplicates": repeated} | result.counts
+        counts = answer_counts(truth, predictions, detections) | {"sampler_duplicates": sampler_duplicates} | result.counts
         return Evaluation(metrics=intervals(result.values, result.replicates), counts=counts, **result.fields())
-
-    def _gather(self) -> tuple[dict[int, Prediction], int]:
-        """All ranks' predictions by image id, and how many came twice. A collective when a process group is up."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return self._predictions, 0
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self._predictions)
-        merged: dict[int, Prediction] = {}
-        for part in reversed(parts):
-            merged |= part
-        return merged, sum(len(part) for part in parts) - len(merged)
 
 
 class _Evaluator:
@@ -171,7 +94,7 @@ class _Evaluator:
             replicates = flags.replicates(self.weights)
             self.replicates |= {name + suffix: replicates[name] for name in names}
 
-    def match(self, predictions: dict[int, Prediction]) -> None:
+    def match(self, predictions: Mapping[int, Prediction]) -> None:
         """F1, rates, pixel errors and what plots need."""
         matches = match_classes(self.truths, self.detections)
         self._f1(*f1_sums(self.truths, self.detections, matches))
