@@ -33,7 +33,7 @@ UNTOUCHED = "base model, untouched"
 #: Groups that a trained run brings with it.
 _OF_THE_RUN = ("model", "sequence", "coords")
 #: Groups and keys of ``train`` that mean nothing where nothing is trained.
-_OF_TRAINING = ("loss", "optim", "logger", "resume", "inspect")
+_OF_TRAINING = ("loss", "optim", "logger", "init", "resume", "inspect")
 _SHOWS = frozenset({"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"})
 
 
@@ -84,8 +84,8 @@ def main(cfg: DictConfig) -> float | int | JobFailure | None:
 def check(cfg: DictConfig) -> None:
     """Refused before anything is built."""
     launch.refuse_foreign_launcher()
-    if cfg.split not in ("test", "val"):
-        raise ConfigError(f"split must be test or val, got {cfg.split!r}")
+    if not isinstance(cfg.split, str) or cfg.split == "train":
+        raise ConfigError(f"split must be test or val, got {cfg.split!r}; some data have further ones to evaluate (RefCOCO: testA, testB)")
     if cfg.run is None and "model" not in cfg:
         raise ConfigError(f"run=null needs a configuration with a model, such as -cn {BASE_CONFIG}")
     if cfg.base is not None:

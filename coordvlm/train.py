@@ -6,6 +6,7 @@ python -m coordvlm.train data=coco data.root=/path/to/coco your own COCO JSON
 python -m coordvlm.train debug=fast|overfit|inspect        try it, overfit one batch, look at the first batch
 python -m coordvlm.train base=outputs/eval/<run>           and say how it differs from an untouched model: see coordvlm.eval run=null
 python -m coordvlm.train resume=latest                     go on after an interruption
+python -m coordvlm.train init=outputs/train/<run>          start from the weights of another run: another task, prompt or format
 python -m coordvlm.train --multirun loss=ce,hybrid seed=0,1
 """
 
@@ -218,6 +219,10 @@ def _fit(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
     from coordvlm.utils.seeds import seed_rank
 
     ckpt = None
+    if cfg.init is not None and cfg.resume is None:  # what is resumed has been started from it
+        ref = resolve_run(cfg.init, outputs=Path(cfg.paths.outputs))
+        load_trained(ref.checkpoint_dir, experiment.model.backbone, experiment.model.contract, warm=True)
+        record.update(started_from=str(ref.checkpoint_dir))
     if cfg.resume is not None:
         ref = resolve_run(cfg.resume, outputs=Path(cfg.paths.outputs), prefer=("last",))
         load_trained(ref.checkpoint_dir, experiment.model.backbone, experiment.model.contract)

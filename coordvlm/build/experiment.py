@@ -12,8 +12,8 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from coordvlm.build.model import Model, build_coords, build_grammar, build_model
-from coordvlm.contracts import GroundTruth
+from coordvlm.build.model import Model, build_coords, build_grammar, build_model, task_of
+from coordvlm.contracts import GroundTruth, PhraseTruth
 from coordvlm.coords.grid import Grid
 from coordvlm.data.datamodule import CoordDataModule
 from coordvlm.data.filtered import limit_objects
@@ -59,7 +59,8 @@ class Experiment:
     @property
     def title(self) -> str:
         """Of a table of results."""
-        return f"{len(self.truth.image_ids)} {self.split} images"
+        things = "phrases" if isinstance(self.truth, PhraseTruth) else "images"
+        return f"{len(self.truth.image_ids)} {self.split} {things}"
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class Experiment:
             "data": self.truth.digest(),
             "split": self.split,
             "image_limits": {"max_source_pixels": self.cfg.model.max_source_pixels},
-            "backend": self.cfg.metrics.backend,
+            "backend": self.cfg.metrics.get("backend", "none"),  # COCO's numbers are detection's
             **self.decode,
             # the rule, not its outcome, which depends on how long a format is
             "max_new_tokens": _BUDGET_RULE if self.cfg.decode.max_new_tokens is None else self.cfg.decode.max_new_tokens,
@@ -108,6 +109,8 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
         on_error=cfg.data.on_error,
     )
     decode = OmegaConf.to_container(cfg.decode)
+    if decode["grammar"] and task_of(cfg) == "ground":  # type: ignore[index, call-overload]
+        raise ConfigError("decode.grammar=true is for task=detect: there is no grammar of the answer to a phrase")
     if decode["max_new_tokens"] is None:  # type: ignore[index, call-overload]
         decode["max_new_tokens"] = budget or token_budget(model, source)  # type: ignore[index, call-overload]
     assert isinstance(decode, dict)
@@ -141,11 +144,19 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     if not len(ids):
         raise ConfigError(f"trainer.limit_test_batches={cfg.trainer.limit_test_batches} leaves no image to evaluate")
     truth, val_truth = source.truth(split).subset(ids.tolist()), source.truth("val").subset(val_ids.tolist())
+    _require_task(task_of(cfg), truth)
     module.val_metric.set_truth(val_truth)  # type: ignore[operator]
     for metric in module.test_metrics.values():
         metric.set_truth(truth)  # type: ignore[operator]
     named = {str(k): v for k, v in decode.items()}
     return Experiment(cfg, model, source, data, losses, module, named, source.split(split).name, truth, val_truth)
+
+
+def _require_task(task: str, truth: GroundTruth) -> None:
+    found = "ground" if isinstance(truth, PhraseTruth) else "detect"
+    if task != found:
+        words = {"ground": "phrases", "detect": "boxes without phrases"}
+        raise ConfigError(f"the data have {words[found]}, so they are for task={found}, not task={task}")
 
 
 def first_batches(ids: NDArray[np.int64], limit: float | None, batch_size: int) -> NDArray[np.int64]:

@@ -25,6 +25,8 @@ from coordvlm.sequence.prompt import PromptBuilder
 from coordvlm.sequence.target import ObjectsTarget, Target
 from coordvlm.utils.errors import ConfigError
 
+TASKS = ("detect", "ground")
+
 
 @dataclass
 class Model:
@@ -104,7 +106,7 @@ def build_model(cfg: DictConfig) -> Model:
     if target.format != seq.format:
         raise ConfigError(f"sequence.format={seq.format!r} does not fit its target, which writes {target.format!r}; choose with sequence=")
     encoder = SequenceEncoder(
-        PromptBuilder(loaded.tokenizer, vocab.image_id, text=seq.prompt, class_list_text=seq.class_list_text),
+        _prompt(cfg, loaded.tokenizer, vocab.image_id),
         target,
         vocab,
         resize=resize,
@@ -112,6 +114,21 @@ def build_model(cfg: DictConfig) -> Model:
         max_length=cfg.model.max_length,
     )
     return Model(backbone, loaded.tokenizer, vocab, grid, contract, encoder, target, loaded)
+
+
+def _prompt(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, image_id: int) -> PromptBuilder:
+    """``sequence.prompt`` is the task's; in task=ground, samples without a phrase (mixed in for training) are asked as in detection."""
+    seq = cfg.sequence
+    texts = {"text": seq.prompt} if task_of(cfg) == "detect" else {"text": seq.prompts.detect, "ground_text": seq.prompt}
+    return PromptBuilder(tokenizer, image_id, **texts, class_list_text=seq.class_list_text)
+
+
+def task_of(cfg: DictConfig) -> str:
+    """``detect`` or ``ground``; runs from before there was a choice have detected."""
+    task = OmegaConf.select(cfg, "task", default="detect")
+    if task not in TASKS:
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    return str(task)
 
 
 def build_coords(cfg: DictConfig) -> Grid | Digits:

@@ -89,7 +89,7 @@ def _read_back(batch: Batch, b: int, target: Target, parser: Parser, contract: C
     ones = np.ones(len(bins), dtype=np.float32)
     seen = model_size(batch, b, contract)
     emitted = Decoded(batch.ids[b], ids, ones * 0, bins, values, values, ones, truncated=False, seconds=0.0, model_size=seen)
-    return list(parser.parse(emitted, size=batch.sizes[b], readout="argmax").kept)
+    return list(parser.parse(emitted, size=batch.sizes[b], readout="argmax", phrase=batch.phrases[b]).kept)
 
 
 def model_size(batch: Batch, b: int, contract: Contract) -> tuple[int, int]:

@@ -223,13 +223,17 @@ def steps_done(file: Path) -> int:
         raise ContractError(f"{file}: cannot go on from it, it cannot be read: {reason}") from error
 
 
-def load_trained(folder: Path, backbone: nn.Module, contract: Contract) -> Mapping[str, str]:
+def load_trained(folder: Path, backbone: nn.Module, contract: Contract, *, warm: bool = False) -> Mapping[str, str]:
     """Load ``trained.safetensors`` of a checkpoint folder into a model built for ``contract``.
+
+    Args:
+        warm: to train on from there: only what the tokens mean must be equal (``Contract.require_same_tokens``).
 
     Raises:
         ContractError: another contract, or weights of another model (names or shapes differ).
     """
-    Contract.load(folder / CONTRACT).require_equal(contract, mine="the checkpoint", theirs="this run's config")
+    stored = Contract.load(folder / CONTRACT)
+    (stored.require_same_tokens if warm else stored.require_equal)(contract, mine="the checkpoint", theirs="this run's config")
     try:
         state = load_file(folder / TRAINED)
     except Exception as error:  # safetensors raises its own classes for a cut file

@@ -64,7 +64,7 @@ def evaluate_run(
             timing=timing,
             readouts=readout_table(module.readout_evaluations),
             seed=module.test_metrics[module.readout].seed,
-            prompt=lambda i: prompt_text(sample(i).class_list),
+            prompt=lambda i: prompt_text(sample(i).class_list, sample(i).phrase),
             sha1=images.sha1,
         )
     record.update(evaluation=timing)

@@ -97,7 +97,14 @@ class Contract:
 
     def require_equal(self, other: Contract, *, mine: str, theirs: str) -> None:
         """Refuse a contradiction, naming every field that differs."""
+        self._require(other, list(self.to_dict()), mine, theirs)
+
+    def require_same_tokens(self, other: Contract, *, mine: str, theirs: str) -> None:
+        """Refuse weights whose tokens mean something else. Prompt, format, order and resize rule may differ: training goes on."""
+        self._require(other, ["coords", "num_bins", "scale", "markers", "coord_token", "end_token", "axes", "extents"], mine, theirs)
+
+    def _require(self, other: Contract, names: list[str], mine: str, theirs: str) -> None:
         a, b = self.to_dict(), other.to_dict()
-        diff = [f"{k}: {mine} has {a[k]!r}, {theirs} has {b[k]!r}" for k in a if a[k] != b[k]]
+        diff = [f"{k}: {mine} has {a[k]!r}, {theirs} has {b[k]!r}" for k in names if a[k] != b[k]]
         if diff:
             raise ContractError("the coordinate contracts differ, so boxes would be read wrongly:\n  " + "\n  ".join(diff))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coordvlm.contracts import GroundTruth, Sample
+from coordvlm.contracts import GroundTruth, PhraseTruth, Sample
 from coordvlm.data.source import SPLITS, DataSource
 from coordvlm.utils.errors import ConfigError
 
@@ -37,6 +37,7 @@ class FirstBatch:
         self._samples = sorted(samples, key=lambda s: int(s.id))
         self._names = source.class_names
         classes = source.truth("val")
+        self._is_grounding = isinstance(classes, PhraseTruth)
         known = dict(zip(classes.category_ids.tolist(), classes.category_names, strict=True))
         known |= {int(o.category_id): o.desc for s in samples for o in s.objects if o.category_id is not None}
         self._classes = dict(sorted(known.items()))
@@ -49,9 +50,12 @@ class FirstBatch:
     def split(self, name: str) -> FewSamples:
         if name not in SPLITS:
             raise ConfigError(f"no split {name!r}; there are {', '.join(SPLITS)}")
-        return FewSamples("train", self._samples)
+        evaluated = name != "train" and self._is_grounding
+        return FewSamples("train", [s for s in self._samples if s.phrase is not None] if evaluated else self._samples)
 
     def truth(self, name: str) -> GroundTruth:
+        if self._is_grounding:
+            return self._phrases()
         objects = [(s, o) for s in self._samples for o in s.objects]
         boxes = np.asarray([o.box_xyxy_px for _, o in objects], dtype=np.float64).reshape(-1, 4)
         return GroundTruth(
@@ -65,6 +69,16 @@ class FirstBatch:
             ann_xyxy_px=boxes,
             ann_area=(boxes[:, 2:] - boxes[:, :2]).prod(1),
             ann_iscrowd=np.zeros(len(objects), dtype=np.bool_),
+        )
+
+    def _phrases(self) -> PhraseTruth:
+        """Of the samples with a phrase; detection samples mixed in are trained only. Each counts as an image of its own."""
+        asked = [s for s in self._samples if s.phrase is not None]
+        ids = [int(s.id) for s in asked]
+        return PhraseTruth.of(
+            ids=ids, phrases=[str(s.phrase) for s in asked], source_image=ids,
+            image_wh=np.asarray([(s.width, s.height) for s in asked], dtype=np.float64),
+            boxes=[s.objects[0].box_xyxy_px if s.objects else None for s in asked],
         )
 
     def dropped(self, name: str) -> Mapping[str, int]:

@@ -22,6 +22,12 @@ from coordvlm.modules.finite_guard import FiniteGuard
 from coordvlm.modules.optim import OptimSettings, build_optimizer
 from coordvlm.utils import collectives
 
+#: Metrics of decoded validation images that are logged, where the task has them; callbacks.checkpoint.monitor names one.
+_LOGGED = (
+    "AP", "acc_50", "AP50", "AP_score1", "F1_50", "acc_75", "iou_mean_all", "detection_rate", "reject_f1", "parse_rate", "duplicate_rate",
+    "px_median",
+)
+
 
 class CoordLM(lightning.LightningModule):
     """Trains the backbone with a recipe; validates by decoding; tests with every read-out.
@@ -182,8 +188,7 @@ class CoordLM(lightning.LightningModule):
         if self.diagnostics is not None and self.diagnostics.val is not None:
             self.log_dict(_named(self.diagnostics.val.compute(), "val_"))
         evaluation: Evaluation = self.val_metric.compute()
-        wanted = ("AP", "AP50", "AP_score1", "F1_50", "parse_rate", "duplicate_rate", "px_median")
-        self.log_dict({f"val/{k}": float(evaluation.metrics[k].value) for k in wanted if k in evaluation.metrics})
+        self.log_dict({f"val/{k}": float(evaluation.metrics[k].value) for k in _LOGGED if k in evaluation.metrics})
 
     def _log_validation(self) -> None:
         """Terms and monitors over all images, whichever rank saw them; a rank may have seen none."""
@@ -212,7 +217,10 @@ class CoordLM(lightning.LightningModule):
         """Decode once, read as often as asked: read-out -> predictions in batch order."""
         decoded = self.decoder.decode(batch)
         return {
-            name: [self.parser.parse(d, size=size, readout=name) for d, size in zip(decoded, batch.sizes, strict=True)]
+            name: [
+                self.parser.parse(d, size=size, readout=name, phrase=phrase)
+                for d, size, phrase in zip(decoded, batch.sizes, batch.phrases, strict=True)
+            ]
             for name in (readouts or [self.readout])
         }
 

@@ -47,7 +47,7 @@ class SequenceEncoder:
     def encode(self, sample: Sample, *, epoch: int, with_answer: bool = True) -> Encoded:
         where = sample.meta.get("where", f"image {sample.id}")
         pixels, grid = self.image_fn(sample.image, sample.width, sample.height, where)
-        prompt_ids = self.prompt.ids(grid[1] * grid[2] // self.resize.merge**2, sample.class_list)
+        prompt_ids = self.prompt.ids(grid[1] * grid[2] // self.resize.merge**2, sample.class_list, sample.phrase)
         seen = (grid[2] * self.resize.patch, grid[1] * self.resize.patch)
         answer = self.target.build(sample, epoch=epoch, model_size=seen) if with_answer else None
         length = len(prompt_ids) + (0 if answer is None else len(answer.ids))
@@ -72,6 +72,7 @@ class SequenceEncoder:
             grid_thw=grid,
             size=(sample.width, sample.height),
             num_dropped=answer.num_dropped if answer else 0,
+            phrase=sample.phrase,
         )
 
     def collate(self, encoded: Sequence[Encoded]) -> Batch:
@@ -136,4 +137,5 @@ def collate(encoded: Sequence[Encoded], vocab: CoordVocab, *, merge: int) -> Bat
         ids=tuple(e.id for e in encoded),
         sizes=tuple(e.size for e in encoded),
         num_dropped=sum(e.num_dropped for e in encoded),
+        phrases=tuple(e.phrase for e in encoded),
     )

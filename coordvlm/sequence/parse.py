@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from coordvlm.contracts import Decoded, Prediction, Record, SlotReadout
 from coordvlm.coords.grid import Grid
 from coordvlm.coords.vocab import CoordVocab
+from coordvlm.sequence.none import as_grounding
 from coordvlm.sequence.records import READOUTS, SCORES, box_px, check_readout, check_score, judge, score_of, token_slots
 
 __all__ = ["READOUTS", "SCORES", "ObjectsParser"]
@@ -22,7 +23,7 @@ class ObjectsParser:
     ``ok``; ``repaired`` (complete but for a missing end marker); ``bad_arity`` (not exactly four coordinates);
     ``not_a_coordinate`` (text between or after the coordinates); ``missing_desc``; ``degenerate`` (no area by the chosen
     read-out). Tokens outside records set the flag ``stray_text``; an answer without end of turn ``truncated``; one without any
-    record although it is not empty ``no_output``.
+    record although it is not empty ``no_output``. The answer to a phrase needs no description, and may be ``none``.
 
     Args:
         score: ``geom_desc`` (mean probability near the four bins times the description's probability), ``geom``, ``desc`` or ``one``.
@@ -34,8 +35,12 @@ class ObjectsParser:
         self.start_id, self.close_id = vocab.marker_ids[start], vocab.marker_ids[end]
         self._text: dict[tuple[int, ...], str] = {}
 
-    def parse(self, decoded: Decoded, *, size: tuple[int, int], readout: str) -> Prediction:
-        """Records of one answer. ``size``: (width, height) of the source image, to which boxes are scaled."""
+    def parse(self, decoded: Decoded, *, size: tuple[int, int], readout: str, phrase: str | None = None) -> Prediction:
+        """Records of one answer.
+
+        Args:
+            size: (width, height) of the source image, to which boxes are scaled. phrase: what was asked for; None in detection.
+        """
         check_readout(readout)
         ids = decoded.token_ids
         records: list[Record] = []
@@ -49,7 +54,7 @@ class ObjectsParser:
                     if ids[stop - 1] == self.close_id:
                         closed = True
                         break
-                records.append(self._record(decoded, t, stop, closed, size, readout))
+                records.append(self._record(decoded, t, stop, closed, size, readout, needs_desc=phrase is None))
                 t = stop
             else:
                 if ids[t] != self.vocab.end_id:
@@ -57,7 +62,7 @@ class ObjectsParser:
                 t += 1
         if not records and (decoded.truncated or "stray_text" in flags):
             flags.add("no_output")
-        return Prediction(
+        prediction = Prediction(
             sample_id=decoded.sample_id,
             size=size,
             records=tuple(records),
@@ -66,6 +71,7 @@ class ObjectsParser:
             flags=frozenset(flags),
             timing={"seconds": decoded.seconds, "new_tokens": float(n)},
         )
+        return prediction if phrase is None else as_grounding(prediction)
 
     def _decode(self, ids: tuple[int, ...]) -> str:
         if ids not in self._text:
@@ -74,7 +80,9 @@ class ObjectsParser:
             self._text[ids] = str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
         return self._text[ids]
 
-    def _record(self, d: Decoded, start: int, stop: int, closed: bool, size: tuple[int, int], readout: str) -> Record:
+    def _record(
+        self, d: Decoded, start: int, stop: int, closed: bool, size: tuple[int, int], readout: str, *, needs_desc: bool
+    ) -> Record:
         body = slice(start + 1, stop - 1 if closed else stop)
         is_coord = d.bin[body] >= 0
         at = np.flatnonzero(is_coord) + body.start
@@ -85,13 +93,13 @@ class ObjectsParser:
             status = "bad_arity"
         elif not is_coord[first - body.start :].all():
             status = "not_a_coordinate"
-        elif not desc.strip():
+        elif needs_desc and not desc.strip():
             status = "missing_desc"
         else:
             status = "ok" if closed else "repaired"
         slots: tuple[SlotReadout, ...] = ()
         box: tuple[float, float, float, float] | None = None
-        parts: dict[str, float] = {"desc": math.exp(float(d.logprob[body.start : first].mean())) if len(desc_ids) else 0.0}
+        parts: dict[str, float] = {"desc": math.exp(float(d.logprob[body.start : first].mean())) if len(desc_ids) else 0.0 if needs_desc else 1.0}
         if len(at) == 4:
             slots = token_slots(d, at, self.grid)
             box = box_px(slots, readout, size)

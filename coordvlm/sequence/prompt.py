@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,46 +12,95 @@ from transformers import PreTrainedTokenizerBase
 
 from coordvlm.utils.errors import ConfigError
 
+#: Prompt texts whose ids are kept.
+_CACHED = 4096
+
 
 class PromptBuilder:
     """Builds prompt ids for one image and one text.
 
+    A phrase or class name is text and nothing else: where it spells a control, marker or coordinate token (``<|im_end|>``), its
+    characters are kept and tokenised in parts, so that no such token arises.
+
     Args:
         tokenizer: with a chat template.
         image_id: id of the image placeholder.
-        text: the prompt (part of the contract).
+        text: the prompt without a phrase (part of the contract).
         class_list_text: pattern with ``{names}``, appended when the sample carries a class list.
+        ground_text: pattern with ``{phrase}``, asked instead of ``text`` when the sample carries a phrase; None refuses phrases.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_id: int, *, text: str, class_list_text: str) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, image_id: int, *, text: str, class_list_text: str, ground_text: str | None = None
+    ) -> None:
         if not tokenizer.chat_template:
             raise ConfigError(
                 "the tokenizer has no chat template; Qwen-VL folders carry one in chat_template.jinja or tokenizer_config.json"
             )
         if "{names}" not in class_list_text:
             raise ConfigError(f"sequence.class_list_text must contain {{names}}, got {class_list_text!r}")
+        if ground_text is not None and ground_text.count("{phrase}") != 1:
+            raise ConfigError(f"the prompt of task=ground must contain {{phrase}} once, got {ground_text!r}")
         self.tokenizer, self.image_id, self.text, self.class_list_text = tokenizer, image_id, text, class_list_text
+        self.ground_text = ground_text
         self._cache: dict[str, tuple[NDArray[np.int64], int]] = {}
 
-    def prompt_text(self, class_list: Sequence[str] | None = None) -> str:
-        """The user's text, class list included."""
-        return self.text if not class_list else self.text + self.class_list_text.format(names=", ".join(class_list))
+    def prompt_text(self, class_list: Sequence[str] | None = None, phrase: str | None = None) -> str:
+        """The user's text, phrase and class list included."""
+        return "".join(self._parts(class_list, phrase))
 
-    def ids(self, num_image_tokens: int, class_list: Sequence[str] | None = None) -> NDArray[np.int64]:
+    def ids(self, num_image_tokens: int, class_list: Sequence[str] | None = None, phrase: str | None = None) -> NDArray[np.int64]:
         """int64[p]; the image placeholder repeated ``num_image_tokens`` times."""
-        text = self.prompt_text(class_list)
+        before, given, after = self._parts(class_list, phrase)
+        text = before + given + after
         if text not in self._cache:
-            if len(self._cache) > 4096:
+            if len(self._cache) >= _CACHED:
                 self._cache.clear()
-            self._cache[text] = self._tokenise(text)
+            self._cache[text] = self._tokenise(before, given, after)
         ids, at = self._cache[text]
         return np.concatenate([ids[:at], np.full(num_image_tokens, self.image_id, dtype=np.int64), ids[at + 1 :]])
 
-    def _tokenise(self, text: str) -> tuple[NDArray[np.int64], int]:
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-        rendered = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        ids = np.asarray(self.tokenizer.encode(rendered, add_special_tokens=False), dtype=np.int64)
+    def _parts(self, class_list: Sequence[str] | None, phrase: str | None) -> tuple[str, str, str]:
+        """The user's text: ours, what comes from the data, ours."""
+        if phrase is not None:
+            if self.ground_text is None:
+                raise ConfigError("the data has phrases, but this prompt has no place for one: task=ground asks for what a phrase names")
+            before, after = self.ground_text.split("{phrase}")
+            return before, phrase, after
+        if not class_list:
+            return self.text, "", ""
+        before, after = self.class_list_text.split("{names}", 1)
+        return self.text + before, ", ".join(class_list), after
+
+    @cached_property
+    def _reserved(self) -> re.Pattern[str]:
+        """Every token that is more than text; the longest first."""
+        names = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or "(?!)")
+
+    def _tokenise(self, before: str, given: str, after: str) -> tuple[NDArray[np.int64], int]:
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": before + given + after}]}
+        rendered: str = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)  # type: ignore[assignment]
+        found = self._encode(rendered, given)
+        ids = np.asarray(found, dtype=np.int64)
         at = np.flatnonzero(ids == self.image_id)
         if len(at) != 1:
             raise ConfigError(f"the chat template must put exactly one image token into the prompt, it put {len(at)}: {rendered[:200]!r}")
         return ids, int(at[0])
+
+    def _encode(self, rendered: str, given: str) -> list[int]:
+        """``rendered`` tokenised as one; in parts where ``given`` spells a reserved token."""
+        if not (cuts := self._cuts(given)):
+            return list(self.tokenizer.encode(rendered, add_special_tokens=False))
+        start = rendered.find(given)
+        if start < 0:  # a template that strips: not known to exist, and not guessed at
+            raise ConfigError(f"the chat template changes the text {given!r}, which spells a control token: it cannot be kept as text")
+        edges = [0, *(start + c for c in cuts), len(rendered)]
+        return [i for a, b in zip(edges, edges[1:], strict=False) for i in self.tokenizer.encode(rendered[a:b], add_special_tokens=False)]
+
+    def _cuts(self, given: str) -> list[int]:
+        """Positions in ``given``, one inside each reserved token it spells: parts between them spell none."""
+        cuts, at = [], 0
+        while match := self._reserved.search(given, at):
+            cuts.append(at := match.start() + 1)
+        return cuts

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from coordvlm.contracts import COORD, END, MARKER, TEXT, Object, Sample
 from coordvlm.coords.grid import Digits, Grid, Size, to_norm
 from coordvlm.coords.vocab import CoordVocab
+from coordvlm.sequence.none import NONE
 from coordvlm.sequence.order import ORDERS, order_objects
 from coordvlm.utils.errors import ConfigError, DataError
 
@@ -108,7 +109,7 @@ class Target:
         """The answer without its end of turn.
 
         Args:
-            descs: M descriptions in order. numbers_M4: what to write, bins (int64) or numbers (float64) by ``coords``.
+            descs: M descriptions in order; an empty one is not written (the thing a phrase names needs none). numbers_M4: what to write, bins (int64) or numbers (float64) by ``coords``.
         """
         raise NotImplementedError
 
@@ -154,7 +155,8 @@ class Target:
     def build(self, sample: Sample, *, epoch: int, model_size: Size = (0, 0)) -> Answer:
         """The supervised answer of a sample, at most ``max_objects`` long; ``num_dropped`` counts the rest.
 
-        Whether an image with too many objects takes part in training at all is asked beforehand, through ``keeps``.
+        Whether an image with too many objects takes part in training at all is asked beforehand, through ``keeps``. The answer to a
+        phrase is its box without a description, or ``none``.
 
         Args:
             model_size: (width, height) of the resized image in px; ``coords=pixel`` writes in these.
@@ -165,9 +167,14 @@ class Target:
             assert not o.iscrowd, f"sample {sample.id}: crowd {o.annotation_id} among the targets"
         ordered = order_objects(objects, self.order, (self.seed, epoch, sample.id))
         kept = ordered[: self.max_objects]
-        descs = [self.describe(o.desc, f"image {sample.id}, annotation {o.annotation_id}") for o in kept]
+        if sample.phrase is None:
+            descs = [self.describe(o.desc, f"image {sample.id}, annotation {o.annotation_id}") for o in kept]
+        else:
+            assert len(kept) <= 1, f"sample {sample.id}: a phrase names one thing, not {len(kept)}"
+            descs = [""] * len(kept)
         values = np.asarray([to_norm(o.box_xyxy_px, sample.width, sample.height) for o in kept]).reshape(-1, 4)  # type: ignore[arg-type]
-        ids, kind, bins = self._tokenise(self.pieces(descs, self._numbers(values, model_size)))
+        pieces = self.pieces(descs, self._numbers(values, model_size)) if kept or sample.phrase is None else [Text(NONE)]
+        ids, kind, bins = self._tokenise(pieces)
         slots = len(bins)
         return Answer(
             ids=np.asarray([*ids, self.vocab.end_id], dtype=np.int64),
@@ -227,7 +234,7 @@ class Target:
 
 
 class ObjectsTarget(Target):
-    """``<obj_start>desc<|coord|>x4<obj_end>`` repeated, then end of turn (SPEC 3, format ``objects``).
+    """``<obj_start>desc<|coord|>x4<obj_end>`` repeated, then end of turn (SPEC 3, format ``objects``); for a phrase without ``desc``.
 
     Args:
         start, end: the marker tokens. settings: see ``Target``.
@@ -244,23 +251,26 @@ class ObjectsTarget(Target):
     def pieces(self, descs: Sequence[str], numbers_M4: NDArray[Any]) -> Iterator[Piece]:
         for desc, bins in zip(descs, numbers_M4, strict=True):
             yield Marker(self.start)
-            yield Text(desc)
+            if desc:
+                yield Text(desc)
             yield from (Coord(int(k)) for k in bins)
             yield Marker(self.end)
 
     def index_target(self, ids: NDArray[np.int64]) -> Mapping[str, NDArray[np.int64]]:
-        """``index_target`` with this format's vocabulary and markers."""
-        return index_target(ids, self.vocab, start=self.start, end=self.end)
+        """``index_target`` with this format's vocabulary and markers; descriptions may be missing, as in the answer to a phrase."""
+        return index_target(ids, self.vocab, start=self.start, end=self.end, needs_desc=False)
 
 
-def index_target(ids: NDArray[np.int64], vocab: CoordVocab, *, start: str, end: str) -> Mapping[str, NDArray[np.int64]]:
+def index_target(
+    ids: NDArray[np.int64], vocab: CoordVocab, *, start: str, end: str, needs_desc: bool = True
+) -> Mapping[str, NDArray[np.int64]]:
     """Recover slots and objects of the ``objects`` format from ids alone (a full sequence or an answer).
 
     The spec's reusable parser; the pipeline itself never searches. Only complete objects count: a start marker, at least one description
     token, exactly four coordinates, an end marker.
 
     Args:
-        ids: int64[T]. start, end: marker texts of the vocabulary.
+        ids: int64[T]. start, end: marker texts of the vocabulary. needs_desc: False counts objects without a description, too.
     Returns:
         ``slot_pos`` int64[N] (positions of the coordinate tokens), ``slot_bin``, ``slot_axis``, ``slot_object`` int64[N],
         ``object_span`` int64[M, 2] ([start marker, after end marker)), ``desc_span`` int64[M, 2].
@@ -278,7 +288,7 @@ def index_target(ids: NDArray[np.int64], vocab: CoordVocab, *, start: str, end: 
         elif token == end_id and open_at >= 0:
             first = t - 4
             body = bins[open_at + 1 : t]
-            if first > open_at + 1 and (bins[first:t] >= 0).all() and (body[: first - open_at - 1] < 0).all():
+            if first > open_at + needs_desc and (bins[first:t] >= 0).all() and (body[: first - open_at - 1] < 0).all():
                 pos += range(first, t)
                 spans.append((open_at, t + 1))
                 descs.append((open_at + 1, first))

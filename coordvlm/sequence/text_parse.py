@@ -17,7 +17,7 @@ XML_CLOSE = re.compile(r"[^<]*+</points?>")
 STRAY = re.compile(r"[^\s,;\[\]{}()]")
 
 
-def read_records(text: str, *, style: str | None, coord_token: str) -> RawAnswer:
+def read_records(text: str, *, style: str | None, coord_token: str, needs_desc: bool = True) -> RawAnswer:
     """Everything that looks like an object, in emission order.
 
     Thinking before ``</think>`` is no answer and is left out; in a ``<think>`` that never ends every record is ``bad_json``. Several
@@ -29,10 +29,14 @@ def read_records(text: str, *, style: str | None, coord_token: str) -> RawAnswer
             ``bad_json`` (its convention is unknown). None: any way, also of other models; descriptions may be missing, and lists and
             tuples outside objects count where there are no objects.
         coord_token: pattern of coordinate tokens with ``{k}``.
+        needs_desc: False lets descriptions be missing in every style (the answer to a phrase).
     """
     if coord_token.count("{k}") != 1:
         raise ConfigError(f"coord_token must contain {{k}} exactly once, got {coord_token!r}")
-    return _Scan(text, None if style is None else style_of(style), coord_token).run()
+    wanted = None if style is None else style_of(style)
+    if wanted is not None and not needs_desc:
+        wanted = replace(wanted, needs_desc=False)
+    return _Scan(text, wanted, coord_token).run()
 
 
 class _Scan:

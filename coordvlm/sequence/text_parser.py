@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from coordvlm.contracts import Decoded, Prediction, Record, SlotReadout
 from coordvlm.coords.grid import Digits, Grid
 from coordvlm.coords.vocab import CoordVocab
+from coordvlm.sequence.none import as_grounding
 from coordvlm.sequence.raw_record import RawRecord, style_of
 from coordvlm.sequence.records import Box, box_px, check_readout, check_score, in_range, judge, number_slots, score_of, token_slots
 from coordvlm.sequence.text_parse import read_records
@@ -40,18 +41,23 @@ class TextParser:
         self.vocab, self.coords, self.coord_token, self.score = vocab, coords, coord_token, score
         self.token_bytes = TokenBytes(tokenizer)
 
-    def parse(self, decoded: Decoded, *, size: tuple[int, int], readout: str) -> Prediction:
-        """Records of one answer. ``size``: (width, height) of the source image, to which boxes are scaled."""
+    def parse(self, decoded: Decoded, *, size: tuple[int, int], readout: str, phrase: str | None = None) -> Prediction:
+        """Records of one answer.
+
+        Args:
+            size: (width, height) of the source image, to which boxes are scaled. phrase: what was asked for; None in detection.
+        """
         check_readout(readout)
         where = self.token_bytes.text(decoded.token_ids)
-        raw = read_records(where.text, style=self.style.name, coord_token=self.coord_token)
-        records = tuple(self._record(decoded, where, r, size, readout) for r in raw.items)
+        needs_desc = self.style.needs_desc and phrase is None
+        raw = read_records(where.text, style=self.style.name, coord_token=self.coord_token, needs_desc=needs_desc)
+        records = tuple(self._record(decoded, where, r, size, readout, needs_desc=needs_desc) for r in raw.items)
         flags = set(raw.flags) - {"truncated"}
         if decoded.truncated:
             flags.add("truncated")
             if not records:
                 flags.add("no_output")
-        return Prediction(
+        prediction = Prediction(
             sample_id=decoded.sample_id,
             size=size,
             records=records,
@@ -60,13 +66,16 @@ class TextParser:
             flags=frozenset(flags),
             timing={"seconds": decoded.seconds, "new_tokens": float(len(decoded.token_ids))},
         )
+        return prediction if phrase is None else as_grounding(prediction)
 
-    def _record(self, d: Decoded, where: TokenText, raw: RawRecord, size: tuple[int, int], readout: str) -> Record:
+    def _record(
+        self, d: Decoded, where: TokenText, raw: RawRecord, size: tuple[int, int], readout: str, *, needs_desc: bool
+    ) -> Record:
         status = raw.status
         box: Box | None = None
         slots: tuple[SlotReadout, ...] = ()
         first, last = where.tokens(raw.desc_span)
-        empty = 0.0 if self.style.needs_desc else 1.0
+        empty = 0.0 if needs_desc else 1.0
         parts = {"desc": math.exp(float(d.logprob[first:last].mean())) if raw.desc and first < last else empty}
         spans = [where.tokens(s) for s in raw.value_spans]
         if len(spans) == 4 and not raw.is_point and raw.status not in ("bad_arity", "not_a_coordinate", "bad_json"):

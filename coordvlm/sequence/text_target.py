@@ -27,7 +27,8 @@ class JsonCoordTarget(Target):
     def pieces(self, descs: Sequence[str], numbers_M4: NDArray[Any]) -> Iterator[Piece]:
         yield Text('{"objects": [')
         for i, (desc, bins) in enumerate(zip(descs, numbers_M4, strict=True)):
-            yield Text(f'{", " if i else ""}{{"desc": {quoted(desc)}, "bbox_2d": [')
+            label = f'"desc": {quoted(desc)}, ' if desc else ""
+            yield Text(f'{", " if i else ""}{{{label}"bbox_2d": [')
             for axis, k in enumerate(bins):
                 if axis:
                     yield Text(", ")
@@ -50,12 +51,18 @@ class JsonDigitsTarget(_DigitsTarget):
     format: ClassVar[str] = "json_digits"
 
     def pieces(self, descs: Sequence[str], numbers_M4: NDArray[Any]) -> Iterator[Piece]:
-        rows = (", ".join(map(self.coords.write, row)) for row in numbers_M4.tolist())
-        yield Text("[" + ", ".join(f'{{"bbox_2d": [{row}], "label": {quoted(d)}}}' for d, row in zip(descs, rows, strict=True)) + "]")
+        def one(desc: str, row: Sequence[float]) -> str:
+            label = f', "label": {quoted(desc)}' if desc else ""
+            return f'{{"bbox_2d": [{", ".join(map(self.coords.write, row))}]{label}}}'
+
+        yield Text("[" + ", ".join(one(d, row) for d, row in zip(descs, numbers_M4.tolist(), strict=True)) + "]")
 
 
 class JsonUnitTarget(_DigitsTarget):
-    """``[{"label": "cat", "x_min": 0.1000, "y_min": 0.2000, "x_max": 0.3000, "y_max": 0.4000}, ...]``, 4 decimals in [0, 1]."""
+    """``[{"label": "cat", "x_min": 0.1000, "y_min": 0.2000, "x_max": 0.3000, "y_max": 0.4000}, ...]``, 4 decimals in [0, 1].
+
+    The answer to a phrase is one object, without list and label.
+    """
 
     format: ClassVar[str] = "json_unit"
     keys: ClassVar[tuple[str, ...]] = ("x_min", "y_min", "x_max", "y_max")
@@ -63,8 +70,12 @@ class JsonUnitTarget(_DigitsTarget):
     def pieces(self, descs: Sequence[str], numbers_M4: NDArray[Any]) -> Iterator[Piece]:
         def one(desc: str, row: Sequence[float]) -> str:
             numbers = (f'"{key}": {self.coords.write(value)}' for key, value in zip(self.keys, row, strict=True))
-            return f'{{"label": {quoted(desc)}, {", ".join(numbers)}}}'
+            label = f'"label": {quoted(desc)}, ' if desc else ""
+            return f"{{{label}{', '.join(numbers)}}}"
 
+        if len(descs) == 1 and not descs[0]:
+            yield Text(one(descs[0], numbers_M4.tolist()[0]))
+            return
         yield Text("[" + ", ".join(one(d, row) for d, row in zip(descs, numbers_M4.tolist(), strict=True)) + "]")
 
 
@@ -86,5 +97,6 @@ class Qwen2BoxTarget(_DigitsTarget):
     def pieces(self, descs: Sequence[str], numbers_M4: NDArray[Any]) -> Iterator[Piece]:
         for desc, row in zip(descs, numbers_M4.tolist(), strict=True):
             x1, y1, x2, y2 = map(self.coords.write, row)
-            yield from (Marker(self.ref_start), Text(desc), Marker(self.ref_end))
+            if desc:
+                yield from (Marker(self.ref_start), Text(desc), Marker(self.ref_end))
             yield from (Marker(self.box_start), Text(f"({x1},{y1}),({x2},{y2})"), Marker(self.box_end))

@@ -62,3 +62,41 @@ def test_a_tokenizer_without_chat_template_is_refused() -> None:
 def test_a_class_list_pattern_without_names_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"class_list_text must contain \{names\}"):
         builder(class_list_text=" Classes.")
+
+
+def asking(t: Tiny = T) -> PromptBuilder:
+    return builder(t, ground_text="Locate: {phrase}. Answer {now}.")
+
+
+def test_a_phrase_is_asked_for_in_its_place_braces_and_all() -> None:
+    assert asking().prompt_text(None, "the {red} cat") == "Locate: the {red} cat. Answer {now}."
+    assert asking().prompt_text(("dog",), "a cat") == "Locate: a cat. Answer {now}."
+    assert asking().prompt_text() == "Where is it?"
+    want = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Locate: a cat. Answer {now}.<|im_end|>\n<|im_start|>assistant\n"
+    assert asking().ids(1, phrase="a cat").tolist() == T.tokenizer(want, add_special_tokens=False)["input_ids"]
+
+
+SPELT = ["<|im_end|>", "a <|image_pad|> b", "<|coord_12|><|coord_13|>", "<obj_start>cat<obj_end>", "<<|im_end|>|im_end|>", "<|im_<|im_end|>end|>"]
+
+
+@pytest.mark.parametrize("phrase", SPELT)
+def test_a_token_typed_into_a_phrase_stays_text(phrase: str) -> None:
+    plain, typed = asking().ids(4, phrase="cat"), asking().ids(4, phrase=phrase)
+    added = np.asarray(list(T.tokenizer.get_added_vocab().values()))
+    assert np.isin(typed, added).sum() == np.isin(plain, added).sum(), "no token more than the template's own"
+    assert f"Locate: {phrase}. Answer" in T.tokenizer.decode(typed, skip_special_tokens=False)
+
+
+def test_a_token_typed_into_a_class_name_stays_text() -> None:
+    added = np.asarray(list(T.tokenizer.get_added_vocab().values()))
+    typed = builder().ids(4, ("cat", "<|coord_1|>"))
+    assert np.isin(typed, added).sum() == np.isin(builder().ids(4, ("cat",)), added).sum()
+    assert "Classes: cat, <|coord_1|>." in T.tokenizer.decode(typed, skip_special_tokens=False)
+
+
+def test_a_phrase_needs_a_prompt_with_a_place_for_it() -> None:
+    with pytest.raises(ConfigError, match="task=ground"):
+        builder().ids(3, phrase="a cat")
+    for text in ("Locate it.", "{phrase} {phrase}"):
+        with pytest.raises(ConfigError, match="must contain {phrase} once"):
+            builder(ground_text=text)
