@@ -8,12 +8,12 @@ from coordvlm.contracts.batch import COORD, END, MARKER, TEXT, Batch, Encoded, W
 from coordvlm.contracts.contract import Contract, ResizeRule
 from coordvlm.contracts.evaluation import Evaluation, Interval, MatchedPairs
 from coordvlm.contracts.output import ModelOutput, TermOutput
-from coordvlm.contracts.prediction import Decoded, Prediction, Record, SlotReadout
+from coordvlm.contracts.prediction import Alternative, Decoded, Prediction, Record, SlotReadout
 from coordvlm.contracts.protocols import CountFn, Encoder, Grammar, Parser
 from coordvlm.contracts.sample import TARGET, GroundTruth, Object, PhraseTruth, Sample
 
 __all__ = [
-    "COORD", "END", "MARKER", "TARGET", "TEXT", "Batch", "Contract", "CountFn", "Decoded", "Encoded", "Encoder", "Evaluation", "Grammar",
-    "GroundTruth", "Interval", "MatchedPairs", "ModelOutput", "Object", "Parser", "PhraseTruth", "Prediction", "Record", "ResizeRule", "Sample",
-    "SlotReadout", "TermOutput", "Window",
+    "COORD", "END", "MARKER", "TARGET", "TEXT", "Alternative", "Batch", "Contract", "CountFn", "Decoded", "Encoded", "Encoder",
+    "Evaluation", "Grammar", "GroundTruth", "Interval", "MatchedPairs", "ModelOutput", "Object", "Parser", "PhraseTruth", "Prediction",
+    "Record", "ResizeRule", "Sample", "SlotReadout", "TermOutput", "Window",
 ]

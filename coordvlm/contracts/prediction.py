@@ -77,14 +77,25 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """One of several answers to the same phrase: the box of its first kept record, or None; ``says_none`` as in ``Prediction.flags``."""
+
+    box_xyxy_px: tuple[float, float, float, float] | None
+    score: float
+    says_none: bool
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One image's answer. A failed image is a Prediction with zero kept records; it is never left out.
 
     Args:
         records: in emission order, dropped ones included.
         flags: any of ``truncated`` (no end token), ``no_output`` (not a single record), ``stray_text``; in grounding also ``says_none``
-            (the answer is that the phrase names nothing here).
-        timing: seconds and the number of new tokens.
+            (the answer is that the phrase names nothing here) and ``retried`` (the first answers said nothing, so it was asked again).
+        timing: seconds and the number of new tokens, over all attempts where there were several; then also ``attempts`` (decodes in all) and
+            ``samples`` (decodes that the consensus was taken of).
+        alternatives: all answers in the order of their attempts, the chosen one included; empty when there was only one.
     """
 
     sample_id: int | str
@@ -94,6 +105,7 @@ class Prediction:
     token_ids: tuple[int, ...] = ()
     flags: frozenset[str] = frozenset()
     timing: Mapping[str, float] = field(default_factory=dict)
+    alternatives: tuple[Alternative, ...] = ()
 
     @property
     def kept(self) -> tuple[Record, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from coordvlm.contracts.evaluation import Evaluation, MatchedPairs
-from coordvlm.contracts.prediction import Prediction, Record, SlotReadout
+from coordvlm.contracts.prediction import Alternative, Prediction, Record, SlotReadout
 from coordvlm.contracts.sample import GroundTruth
 
 
@@ -92,7 +92,7 @@ def prediction_to_line(prediction: Prediction, index: TruthIndex, *, prompt: str
     Args:
         prompt: the text the model was asked. sha1: of the image file, when the caller knows it.
     """
-    return {
+    line = {
         "id": prediction.sample_id,
         "sha1": sha1,
         "size": list(prediction.size),
@@ -105,6 +105,12 @@ def prediction_to_line(prediction: Prediction, index: TruthIndex, *, prompt: str
         "truth": index.truth(prediction.sample_id),
         "matches": index.matches(prediction.sample_id),
     }
+    return line | ({"alternatives": [_alternative_to_json(a) for a in prediction.alternatives]} if prediction.alternatives else {})
+
+
+def _alternative_to_json(answer: Alternative) -> dict[str, Any]:
+    box = None if answer.box_xyxy_px is None else [_plain(v) for v in answer.box_xyxy_px]
+    return {"box": box, "score": _plain(answer.score), "says_none": answer.says_none}
 
 
 def _record_to_json(record: Record) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def _record_to_json(record: Record) -> dict[str, Any]:
 
 
 def line_to_prediction(line: Mapping[str, Any]) -> Prediction:
-    """The inverse of ``prediction_to_line``; null becomes NaN. A missing field is a ``KeyError``."""
+    """The inverse of ``prediction_to_line``; null becomes NaN. A missing field is a ``KeyError``; without ``alternatives`` there are none."""
     return Prediction(
         sample_id=line["id"],
         size=(line["size"][0], line["size"][1]),
@@ -132,7 +138,13 @@ def line_to_prediction(line: Mapping[str, Any]) -> Prediction:
         token_ids=tuple(line["token_ids"]),
         flags=frozenset(line["flags"]),
         timing=dict(zip(line["timing"], _floats(line["timing"].values()), strict=True)),
+        alternatives=tuple(_alternative_from_json(a) for a in line.get("alternatives", ())),
     )
+
+
+def _alternative_from_json(data: Mapping[str, Any]) -> Alternative:
+    box = None if data["box"] is None else tuple(_floats(data["box"]))
+    return Alternative(box, next(_floats([data["score"]])), data["says_none"])  # type: ignore[arg-type]
 
 
 def _record_from_json(data: Mapping[str, Any]) -> Record:

@@ -1,7 +1,8 @@
-"""Batched greedy decoding with all read-outs of every coordinate.
+"""Batched decoding with all read-outs of every coordinate.
 
-The token fed back is always the greedy one, so one decode yields every read-out: what the expectation or the local window would have
-said is stored beside the emitted bin. Scores come from the raw distribution, before the grammar's mask.
+The token fed back is the greedy one, or one that was drawn, never a read-out. So one decode yields every read-out: what the expectation
+or the local window would have said is stored beside the emitted bin. Scores come from the raw distribution, before the grammar's mask
+and before a temperature.
 
 Shapes: B rows, C columns of the head, K bins, S steps.
 """
@@ -9,7 +10,9 @@ Shapes: B rows, C columns of the head, K bins, S steps.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from coordvlm.contracts import Batch, Decoded, Grammar
 from coordvlm.coords import readout
 from coordvlm.models.backbone import Backbone
 from coordvlm.models.cache import RowCache
+from coordvlm.models.sampling import Sampling
 from coordvlm.utils.errors import ConfigError
 
 #: Rows are compacted once this share of the allocated ones has finished; compacting copies the cache.
@@ -57,8 +61,12 @@ class GreedyDecoder:
         self.mass_radius, self.local_window = mass_radius, local_window
 
     @torch.no_grad()
-    def decode(self, batch: Batch) -> list[Decoded]:
-        """One ``Decoded`` per sample, in batch order. Answers that the batch may carry are not looked at."""
+    def decode(self, batch: Batch, *, sampling: Sampling | None = None, attempt: int = 0) -> list[Decoded]:
+        """One ``Decoded`` per sample, in batch order. Answers that the batch may carry are not looked at.
+
+        Args:
+            sampling: how tokens are drawn; None takes the most probable one. attempt: number of the draw, part of its seed.
+        """
         started = time.perf_counter()
         bb = self.backbone
         device = batch.input_ids.device
@@ -82,9 +90,13 @@ class GreedyDecoder:
         running = torch.ones(num, dtype=torch.bool, device=device)  # a row that is done stays done, also while it is carried along
         state = None if self.grammar is None else self.grammar.start(num, device)
         end = bb.rows.columns(torch.tensor(bb.vocab.end_id, device=device))
+        uniform = torch.empty(0)
+        if sampling is not None:
+            uniform = sampling.uniforms(batch.ids, attempt=attempt, steps=self.max_new_tokens).to(device)
         steps: list[_Trace] = []
         for step in range(self.max_new_tokens):
-            trace, state = self._choose(rows, last, state)
+            pick = self._greedy if sampling is None else partial(sampling.choose, uniform_B=uniform[rows, step])
+            trace, state = self._choose(rows, last, state, pick)
             steps.append(trace)
             running = running & (trace.column != end)
             left = int(running.sum())
@@ -102,7 +114,9 @@ class GreedyDecoder:
             at, rope = at + 1, rope + 1
         return self._collect(batch, steps, int(end), time.perf_counter() - started)
 
-    def _choose(self, rows: Tensor, hidden: Tensor, state: Tensor | None) -> tuple[_Trace, Tensor | None]:
+    def _choose(
+        self, rows: Tensor, hidden: Tensor, state: Tensor | None, pick: Callable[[Tensor], Tensor]
+    ) -> tuple[_Trace, Tensor | None]:
         bb = self.backbone
         z = bb.logits(hidden)
         base, k = bb.rows.num_base, bb.rows.num_bins
@@ -111,7 +125,7 @@ class GreedyDecoder:
         if state is not None:
             assert self.grammar is not None
             masked = z.masked_fill(~self.grammar.allowed(state), float("-inf"))
-        column = self._greedy(masked)
+        column = pick(masked)
         if state is not None:
             assert self.grammar is not None
             state = self.grammar.advance(state, column)

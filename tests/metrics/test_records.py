@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
-from coordvlm.contracts import Prediction, Record, SlotReadout
+from coordvlm.contracts import Alternative, Prediction, Record, SlotReadout
 from coordvlm.metrics.detection import DetectionMetric
 from coordvlm.metrics.protocol import protocol_hash
 from coordvlm.metrics.records import TruthIndex, evaluation_to_json, line_to_prediction, prediction_to_line
@@ -46,6 +47,16 @@ def test_a_prediction_survives_the_line():
     for name in ("sample_id", "size", "raw_text", "token_ids", "flags", "timing"):
         assert getattr(back, name) == getattr(PREDICTION, name), name
     assert strict(prediction_to_line(back, TruthIndex(truth(images=(2,))))) == line
+
+
+def test_the_other_answers_to_a_phrase_survive_the_line():
+    answers = (Alternative(None, 0.0, True), Alternative(A, 0.25, False), Alternative(None, 0.0, False))
+    several = replace(PREDICTION, alternatives=answers)
+    line = strict(prediction_to_line(several, TruthIndex(truth(images=(2,)))))
+    assert line_to_prediction(line).alternatives == answers
+    alone = strict(prediction_to_line(PREDICTION, TruthIndex(truth(images=(2,)))))
+    assert "alternatives" not in alone  # as files of before have it
+    assert line_to_prediction(alone).alternatives == ()
 
 
 def test_a_line_tells_truth_and_matches():
