@@ -119,7 +119,7 @@ class PhraseTruth(GroundTruth):
     def __post_init__(self) -> None:
         if not len(self.phrases) == len(self.source_image) == len(self.image_ids):
             raise ValueError(
-                f"{len(self.image_ids)} samples need as many phrases and source images, got {len(self.phrases)} and {len(self.source_image)}"
+                f"{len(self.image_ids)} samples need as many phrases and images, got {len(self.phrases)} and {len(self.source_image)}"
             )
         if len(np.unique(self.ann_image_id)) != len(self.ann_image_id):
             raise ValueError("a phrase has one box or none")

@@ -12,8 +12,8 @@ from coordvlm.sequence.lenient_json import END_TOKENS
 NONE = "none"
 #: Other ways in which models say it, lower case, without punctuation and fences.
 _SPELLINGS = {
-    NONE, "null", "nothing", "no", "not found", "not present", "not visible", "no object", "no objects", "no match", "no target", "there is none",
-    "there are none",
+    NONE, "null", "nothing", "no", "not found", "not present", "not visible", "no object", "no objects", "no match", "no target",
+    "there is none", "there are none",
 }
 _NOISE = re.compile(rf"```\w*|{'|'.join(map(re.escape, END_TOKENS))}|[\s\[\]{{}}().,:;!\"'`]+")
 _KEYS = {"objects", "bbox_2d"}

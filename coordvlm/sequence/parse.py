@@ -99,7 +99,8 @@ class ObjectsParser:
             status = "ok" if closed else "repaired"
         slots: tuple[SlotReadout, ...] = ()
         box: tuple[float, float, float, float] | None = None
-        parts: dict[str, float] = {"desc": math.exp(float(d.logprob[body.start : first].mean())) if len(desc_ids) else 0.0 if needs_desc else 1.0}
+        empty = 0.0 if needs_desc else 1.0
+        parts: dict[str, float] = {"desc": math.exp(float(d.logprob[body.start : first].mean())) if len(desc_ids) else empty}
         if len(at) == 4:
             slots = token_slots(d, at, self.grid)
             box = box_px(slots, readout, size)

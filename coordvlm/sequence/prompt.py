@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +97,7 @@ class PromptBuilder:
         if start < 0:  # a template that strips: not known to exist, and not guessed at
             raise ConfigError(f"the chat template changes the text {given!r}, which spells a control token: it cannot be kept as text")
         edges = [0, *(start + c for c in cuts), len(rendered)]
-        return [i for a, b in zip(edges, edges[1:], strict=False) for i in self.tokenizer.encode(rendered[a:b], add_special_tokens=False)]
+        return [i for a, b in pairwise(edges) for i in self.tokenizer.encode(rendered[a:b], add_special_tokens=False)]
 
     def _cuts(self, given: str) -> list[int]:
         """Positions in ``given``, one inside each reserved token it spells: parts between them spell none."""

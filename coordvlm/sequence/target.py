@@ -109,7 +109,8 @@ class Target:
         """The answer without its end of turn.
 
         Args:
-            descs: M descriptions in order; an empty one is not written (the thing a phrase names needs none). numbers_M4: what to write, bins (int64) or numbers (float64) by ``coords``.
+            descs: M descriptions in order; an empty one is not written (the thing a phrase names needs none).
+            numbers_M4: what to write, bins (int64) or numbers (float64) by ``coords``.
         """
         raise NotImplementedError
 

@@ -8,14 +8,19 @@ from coordvlm.sequence.none import NONE, as_grounding, says_none
 
 @pytest.mark.parametrize(
     "text",
-    [NONE, "None.", " none<|im_end|>", '"none"', "```json\n[]\n```<|im_end|>", "[]", "{}", '{"objects": []}', "null", "Not found.", "There are none."],
+    [
+        NONE, "None.", " none<|im_end|>", '"none"', "```json\n[]\n```<|im_end|>", "[]", "{}", '{"objects": []}', "null", "Not found.",
+        "There are none.",
+    ],
 )
 def test_what_means_that_nothing_is_there(text: str) -> None:
     assert says_none(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "<|im_end|>", "none of them is red", "[1, 2", "[1, 2, 3, 4]", "nonesuch", "a cat", '{"objects": 3}', "none <|coord_4|>", "objects"]
+    "text",
+    ["", "<|im_end|>", "none of them is red", "[1, 2", "[1, 2, 3, 4]", "nonesuch", "a cat", '{"objects": 3}', "none <|coord_4|>",
+     "objects"],
 )
 def test_what_does_not(text: str) -> None:
     assert not says_none(text)

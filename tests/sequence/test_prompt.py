@@ -76,7 +76,10 @@ def test_a_phrase_is_asked_for_in_its_place_braces_and_all() -> None:
     assert asking().ids(1, phrase="a cat").tolist() == T.tokenizer(want, add_special_tokens=False)["input_ids"]
 
 
-SPELT = ["<|im_end|>", "a <|image_pad|> b", "<|coord_12|><|coord_13|>", "<obj_start>cat<obj_end>", "<<|im_end|>|im_end|>", "<|im_<|im_end|>end|>"]
+SPELT = [
+    "<|im_end|>", "a <|image_pad|> b", "<|coord_12|><|coord_13|>", "<obj_start>cat<obj_end>", "<<|im_end|>|im_end|>",
+    "<|im_<|im_end|>end|>",
+]
 
 
 @pytest.mark.parametrize("phrase", SPELT)
@@ -98,5 +101,5 @@ def test_a_phrase_needs_a_prompt_with_a_place_for_it() -> None:
     with pytest.raises(ConfigError, match="task=ground"):
         builder().ids(3, phrase="a cat")
     for text in ("Locate it.", "{phrase} {phrase}"):
-        with pytest.raises(ConfigError, match="must contain {phrase} once"):
+        with pytest.raises(ConfigError, match=r"must contain \{phrase\} once"):
             builder(ground_text=text)
