@@ -129,7 +129,7 @@ def _record_to_json(record: Record) -> dict[str, Any]:
 
 
 def line_to_prediction(line: Mapping[str, Any]) -> Prediction:
-    """The inverse of ``prediction_to_line``; null becomes NaN. A missing field is a ``KeyError``; without ``alternatives`` there are none."""
+    """The inverse of ``prediction_to_line``; null becomes NaN. A missing field is a ``KeyError``; ``alternatives`` may be missing."""
     return Prediction(
         sample_id=line["id"],
         size=(line["size"][0], line["size"][1]),
