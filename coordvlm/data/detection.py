@@ -210,6 +210,10 @@ class BoxSplit:
         return Sample(image_id, self._path(image), width, height, tuple(objects), class_list=names,
                       meta={**table.meta(image), "split": self.name})
 
+    def image_file(self, index: int) -> Path:
+        """Where the image at a position should be; a ``DataError`` if that is outside the folders of the data."""
+        return self._path(int(self._index[index]))
+
     def truth(self) -> GroundTruth:
         """Of the chosen images, from the file as it is (without what cannot be read, which only a training split may hold)."""
         table = self.table

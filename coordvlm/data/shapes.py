@@ -72,11 +72,16 @@ def _apart(box: tuple[int, int, int, int], others: Sequence[tuple[int, int, int,
     return all(x1 >= c + _GAP or a >= x2 + _GAP or y1 >= d + _GAP or b >= y2 + _GAP for a, b, c, d in others)
 
 
-def place_boxes(rng: np.random.Generator, num: int, size: int, low: int, high: int) -> NDArray[np.int64]:
+def place_boxes(
+    rng: np.random.Generator, num: int, size: int, low: int | NDArray[np.int64], high: int | NDArray[np.int64]
+) -> NDArray[np.int64]:
     """int64[num, 4] disjoint boxes, sides in [low, high] px, inside [0, size]. Always all of them, always in bounded time.
 
     A layout that does not fit is redrawn as a whole (which favours smaller sides when space is short); after 20 of them the
     shapes go into random cells of a grid. The caller guarantees ``(low + 1) * ceil(sqrt(num)) <= size``.
+
+    Args:
+        low, high: of all boxes, or int64[num, 1] of each.
     """
     for _ in range(_LAYOUTS):
         sides = rng.integers(low, high + 1, (num, 2)).tolist()
@@ -95,10 +100,28 @@ def place_boxes(rng: np.random.Generator, num: int, size: int, low: int, high: i
     cells = int(np.ceil(np.sqrt(num)))
     cell = size // cells
     chosen = rng.choice(cells * cells, size=num, replace=False)
-    side = rng.integers(low, min(high, cell - _GAP) + 1, (num, 2))
+    side = rng.integers(low, np.minimum(high, cell - _GAP) + 1, (num, 2))
     offset = (rng.random((num, 2)) * (cell - _GAP - side + 1)).astype(np.int64)
     corner = np.stack([chosen % cells, chosen // cells], 1) * cell + offset
     return np.concatenate([corner, corner + side], 1)
+
+
+def colour_values(colour: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
+    """float32[n, 3]: each colour (index into COLOURS) with up to 12 grey levels of jitter per channel."""
+    return _PALETTE[colour] + rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER, (len(colour), 3)).astype(np.float32)
+
+
+def paint(size: int, layout: Layout, rng: np.random.Generator) -> Image.Image:
+    """RGB image: a greyish gradient, the shapes without anti-aliasing, noise of up to 15 grey levels over everything."""
+    base = rng.uniform(60, 185) + rng.uniform(-15, 15, 3)
+    slope = rng.uniform(-20, 20, (2, 3))
+    ramp = np.linspace(-1, 1, size, dtype=np.float32)[:, None]
+    rows, columns = (base + ramp * slope[0]).astype(np.float32), (ramp * slope[1]).astype(np.float32)
+    canvas = rows[:, None] + columns[None]
+    for kind, rgb, (x1, y1, x2, y2) in zip(layout.kind.tolist(), layout.rgb, layout.box.tolist(), strict=True):
+        canvas[y1:y2, x1:x2][shape_mask(KINDS[kind], x2 - x1, y2 - y1)] = rgb
+    noise = (np.frombuffer(rng.bytes(canvas.size), dtype=np.uint8) & _NOISE_MASK).reshape(canvas.shape)
+    return Image.fromarray(canvas.astype(np.uint8) + noise, "RGB")
 
 
 class Shapes:
@@ -114,6 +137,9 @@ class Shapes:
             same images. Splits never share a stream, whatever the seeds.
         class_list, num_absent: names in the prompt, see ``ClassList``.
     """
+
+    #: Images are made up: an audit looks at some of them.
+    generated = True
 
     def __init__(
         self, *, image_size: int, num_shapes: Sequence[int], side_fraction: Sequence[float], kinds: Sequence[str],
@@ -205,21 +231,13 @@ class Shapes:
         num = int(rng.integers(self.num_shapes[0], self.num_shapes[1] + 1))
         kind = np.asarray(self._kinds, dtype=np.int64)[rng.integers(len(self._kinds), size=num)]
         colour = np.asarray(self._colours, dtype=np.int64)[rng.integers(len(self._colours), size=num)]
-        rgb = _PALETTE[colour] + rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER, (num, 3)).astype(np.float32)
+        rgb = colour_values(colour, rng)
         box = place_boxes(rng, num, self.size, *self.side_px) if num else np.zeros((0, 4), dtype=np.int64)
         return Layout(kind, colour, rgb, box), rng
 
     def render(self, layout: Layout, rng: np.random.Generator) -> Image.Image:
-        """RGB image: a greyish gradient, the shapes without anti-aliasing, noise of up to 15 grey levels over everything."""
-        base = rng.uniform(60, 185) + rng.uniform(-15, 15, 3)
-        slope = rng.uniform(-20, 20, (2, 3))
-        ramp = np.linspace(-1, 1, self.size, dtype=np.float32)[:, None]
-        rows, columns = (base + ramp * slope[0]).astype(np.float32), (ramp * slope[1]).astype(np.float32)
-        canvas = rows[:, None] + columns[None]
-        for kind, rgb, (x1, y1, x2, y2) in zip(layout.kind.tolist(), layout.rgb, layout.box.tolist(), strict=True):
-            canvas[y1:y2, x1:x2][shape_mask(KINDS[kind], x2 - x1, y2 - y1)] = rgb
-        noise = (np.frombuffer(rng.bytes(canvas.size), dtype=np.uint8) & _NOISE_MASK).reshape(canvas.shape)
-        return Image.fromarray(canvas.astype(np.uint8) + noise, "RGB")
+        """See ``paint``."""
+        return paint(self.size, layout, rng)
 
     def make(self, split: str, index: int, epoch: int) -> Sample:
         """Sample ``index`` of a split; the epoch only moves the absent names of the class list."""
