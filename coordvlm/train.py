@@ -61,6 +61,10 @@ def check(cfg: DictConfig) -> None:
         from coordvlm.analysis.base import open_base
 
         open_base(cfg.base, outputs=cfg.paths.outputs)
+    if cfg.init is not None:
+        from coordvlm.utils.runs import resolve_run
+
+        resolve_run(cfg.init, outputs=Path(cfg.paths.outputs))
 
 
 def choices() -> dict[str, Any]:
@@ -68,7 +72,7 @@ def choices() -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    names = ("experiment", "loss", "model", "data", "sequence", "coords", "debug")
+    names = ("experiment", "loss", "model", "data", "task", "sequence", "coords", "debug")
     chosen = hydra.runtime.choices
     folder = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
     config = {"name": hydra.job.config_name, "folder": folder}

@@ -71,8 +71,8 @@ class ProgressReport(ProgressBar):
         values = trainer.callback_metrics
         terms = {k.removeprefix("train_term/"): float(v) for k, v in values.items() if k.startswith("train_term/")}
         shown = [f"{name} {value:.3g}" for name, value in terms.items()]
-        if "val/AP" in values:
-            shown.append(f"val AP {float(values['val/AP']):.3f}")
+        if found := next((name for name in ("val/AP", "val/acc_50") if name in values), None):
+            shown.append(f"{found.replace('/', ' ')} {float(values[found]):.3f}")
         return "  ".join([*shown, f"{self._rate:.0f} images/s"])
 
     @staticmethod

@@ -20,7 +20,7 @@ except ImportError as missing:  # told while the configuration is checked, befor
     raise ImportError("logger=tensorboard needs the package tensorboard: pip install 'coordvlm[tensorboard]'") from missing
 
 #: Runs are compared by these on TensorBoard's HPARAMS page.
-_JUDGED_BY = ("val/AP", "test/AP")
+_JUDGED_BY = ("val/AP", "test/AP", "val/acc_50", "test/acc_50")
 
 
 class TensorBoardLog(Tracker):

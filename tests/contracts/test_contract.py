@@ -32,6 +32,14 @@ def test_a_contradiction_names_the_field_and_both_values() -> None:
     CONTRACT.require_equal(CONTRACT, mine="a", theirs="b")
 
 
+def test_a_warm_start_asks_for_equal_tokens_only() -> None:
+    other = replace(CONTRACT, prompt="Locate: {phrase}", order="size", format="json_coord", resize=replace(CONTRACT.resize, size=(64, 64)))
+    other.require_same_tokens(CONTRACT, mine="a", theirs="b")
+    for changed in (replace(other, scale=1000), replace(other, markers=()), replace(other, coord_token="<{k}>")):
+        with pytest.raises(ContractError, match=r"a has .*, b has"):
+            changed.require_same_tokens(CONTRACT, mine="a", theirs="b")
+
+
 @pytest.mark.parametrize("broken", [{"scale": None}, {"bins": 3}])
 def test_missing_and_unknown_fields_are_named(broken: dict[str, object]) -> None:
     data = CONTRACT.to_dict()
