@@ -21,6 +21,7 @@ from coordvlm.utils import launch
 from coordvlm.utils.cli import REFUSED, report_error, run_command
 from coordvlm.utils.devices import settle
 from coordvlm.utils.errors import CoordVLMError, DataError
+from coordvlm.utils.resume_arguments import resumed_arguments
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -271,36 +272,6 @@ def _report_unfinished(error: BaseException, experiment: Experiment, run_dir: Pa
         logging.getLogger(__name__).exception("the report of the unfinished run could not be written")
     if interrupted and find_checkpoint(run_dir):
         print(f"interrupted; go on with: python -m coordvlm.train resume={run_dir}", file=sys.stderr)
-
-
-def resumed_arguments(argv: Sequence[str]) -> list[str]:
-    """``resume=<run>`` alone means: with that run's settings. Its overrides come first; those given now replace theirs."""
-    from coordvlm.utils.record import RunRecord
-    from coordvlm.utils.runs import resolve_run
-
-    def key(argument: str) -> str:
-        return argument.partition("=")[0].lstrip("+~")
-
-    given = {key(a): a.partition("=")[2] for a in argv if "=" in a}
-    wanted = given.get("resume", "null").strip("\"'")
-    if wanted in ("", "null"):
-        return list(argv)
-    if idle := [k for k in given if k.partition(".")[0] == "optim"]:
-        print(f"warning: {', '.join(idle)} given with resume: optimiser and schedule continue from the checkpoint", file=sys.stderr)
-    outputs = given.get("paths.outputs", "").strip("\"'")
-    record = RunRecord.read(resolve_run(wanted, outputs=Path(outputs) if outputs else None, prefer=("last",)).run_dir)
-    saved = [a for a in record.get("overrides", []) if key(a) not in given]
-    if "seed" not in given:  # seed=null chose one
-        saved = [f"seed={record['seed']}" if key(a) == "seed" else a for a in saved]
-    return _config_file(record, argv) + saved + list(argv)
-
-
-def _config_file(record: dict[str, Any], argv: Sequence[str]) -> list[str]:
-    """The root configuration of a run that began as ``-cd DIR -cn NAME`` (a job of a sweep: it goes on as a single run)."""
-    file = record.get("config_file") or {}
-    if file.get("name", "train") == "train" or {"-cn", "--config-name", "-cd", "--config-dir"} & set(argv):
-        return []
-    return [*(["-cd", str(file["folder"])] if file.get("folder") else []), "-cn", str(file["name"]), "--run"]
 
 
 def cli(argv: Sequence[str]) -> int:
