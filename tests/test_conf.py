@@ -30,11 +30,12 @@ OPTIONS = sorted(
     for file in (CONF / group).glob("*.yaml")
 )
 BUILD = "".join(p.read_text() for p in (CONF.parent / "coordvlm" / "build").glob("*.py"))
-#: What an option that writes digits cannot do without.
-DIGITS = {
+#: What an option cannot do without.
+NEEDS = {
     ("coords", "pixel"): ["sequence=json_digits", "loss=ce"],
     ("coords", "qwen1000"): ["sequence=json_digits", "loss=ce"],
     ("coords", "unit"): ["sequence=json_unit", "loss=ce"],
+    ("decode", "consensus"): ["data=phrases"],
     ("sequence", "json_digits"): ["coords=qwen1000", "loss=ce"],
     ("sequence", "json_unit"): ["coords=unit", "loss=ce"],
     ("sequence", "qwen2_box"): ["coords=qwen1000", "loss=ce"],
@@ -50,7 +51,7 @@ def options_of(group: str, option: str, folder: Path) -> list[str]:
         return write_small(option, folder)
     if group == "model" and not option.startswith("tiny"):
         return [f"model={option}", f"model.path={write_folder(folder, PRESETS[option])}", "trainer=cpu"]
-    return [f"{group}={option}", *DIGITS.get((group, option), ())]
+    return [f"{group}={option}", *NEEDS.get((group, option), ())]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=map("=".join, OPTIONS))

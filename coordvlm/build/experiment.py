@@ -7,14 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from coordvlm.build.model import Model, build_coords, build_grammar, build_model, task_of
+from coordvlm.build.decoding import build_answerer, decode_settings
+from coordvlm.build.model import Model, build_coords, build_model, task_of
 from coordvlm.contracts import GroundTruth, PhraseTruth
-from coordvlm.coords.grid import Grid
 from coordvlm.data.datamodule import CoordDataModule
 from coordvlm.data.filtered import limit_objects
 from coordvlm.data.images import target_size
@@ -24,7 +23,6 @@ from coordvlm.data.source import DataSource
 from coordvlm.losses.weighted_sum import WeightedSum
 from coordvlm.metrics.detection import DetectionMetric
 from coordvlm.metrics.protocol import protocol_hash
-from coordvlm.models.decode import GreedyDecoder
 from coordvlm.modules.coord_lm import CoordLM
 from coordvlm.modules.diagnostics import Diagnostics
 from coordvlm.modules.optim import OptimSettings
@@ -84,8 +82,7 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
         split: what the module's test metrics are for: ``test`` or ``val`` (all of it).
         budget: new tokens per image where ``decode.max_new_tokens`` is null; None measures them on the training answers.
     """
-    if cfg.decode.readout not in READOUTS:
-        raise ConfigError(f"decode.readout must be one of {', '.join(READOUTS)}, got {cfg.decode.readout!r}")
+    decode = decode_settings(cfg)
     losses: WeightedSum = instantiate(cfg.loss)
     readouts: tuple[str, ...] = READOUTS
     if not build_coords(cfg).num_bins:  # what is written is what is read
@@ -108,27 +105,13 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
         val_images=cfg.data.val_images,
         on_error=cfg.data.on_error,
     )
-    decode = OmegaConf.to_container(cfg.decode)
-    if decode["grammar"] and task_of(cfg) == "ground":  # type: ignore[index, call-overload]
-        raise ConfigError("decode.grammar=true is for task=detect: there is no grammar of the answer to a phrase")
-    if decode["max_new_tokens"] is None:  # type: ignore[index, call-overload]
-        decode["max_new_tokens"] = budget or token_budget(model, source)  # type: ignore[index, call-overload]
-    assert isinstance(decode, dict)
-    decoder = GreedyDecoder(
-        model.backbone,
-        model.grid.bin_values() if isinstance(model.grid, Grid) else torch.empty(0),
-        max_new_tokens=decode["max_new_tokens"],
-        mass_radius=decode["mass_radius"],
-        local_window=decode["local_window"],
-        grammar=build_grammar(model) if decode["grammar"] else None,
-    )
-    parser = instantiate(cfg.sequence.parser)(model.tokenizer, model.vocab, model.grid, score=decode["score"])
+    if decode["max_new_tokens"] is None:
+        decode["max_new_tokens"] = budget or token_budget(model, source)
     settings: OptimSettings = instantiate(cfg.optim)
     module = CoordLM(
         backbone=model.backbone,
         losses=losses,
-        decoder=decoder,
-        parser=parser,
+        answerer=build_answerer(cfg, model, decode),
         val_metric=_metric(cfg, num_replicates=0),
         test_metrics={
             name: _metric(cfg) if name == decode["readout"] else _metric(cfg, num_replicates=0)
@@ -148,8 +131,7 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     module.val_metric.set_truth(val_truth)  # type: ignore[operator]
     for metric in module.test_metrics.values():
         metric.set_truth(truth)  # type: ignore[operator]
-    named = {str(k): v for k, v in decode.items()}
-    return Experiment(cfg, model, source, data, losses, module, named, source.split(split).name, truth, val_truth)
+    return Experiment(cfg, model, source, data, losses, module, decode, source.split(split).name, truth, val_truth)
 
 
 def _require_task(task: str, truth: GroundTruth) -> None:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from coordvlm.contracts import Batch, Evaluation, ModelOutput, Parser, Prediction
+from coordvlm.contracts import Batch, Evaluation, ModelOutput, Prediction
 from coordvlm.losses.weighted_sum import LossOutput, WeightedSum
 from coordvlm.models.backbone import NEEDS, Backbone
-from coordvlm.models.decode import GreedyDecoder
-from coordvlm.models.sharding import average_replicated, clip_gradients, gather_weights, release_weights, shard, units, whole
+from coordvlm.models.sharding import average_replicated, clip_gradients, gather_weights, release_weights, replicated, shard, units, whole
+from coordvlm.modules.answerer import Answerer
 from coordvlm.modules.diagnostics import Diagnostics, GradientProbe, can_probe_gradients
 from coordvlm.modules.finite_guard import FiniteGuard
 from coordvlm.modules.optim import OptimSettings, build_optimizer
@@ -33,7 +33,7 @@ class CoordLM(lightning.LightningModule):
     """Trains the backbone with a recipe; validates by decoding; tests with every read-out.
 
     Args:
-        losses: the recipe. decoder, parser: tokens -> records.
+        losses: the recipe. answerer: prompts -> predictions.
         val_metric, test_metrics: detection metrics with their truth set; test metrics by read-out, the first one is the reported one.
         optim: optimiser settings. diagnostics: what is looked at beside the loss; None: nothing.
         readout: the reported read-out, also in validation.
@@ -44,8 +44,7 @@ class CoordLM(lightning.LightningModule):
         *,
         backbone: Backbone,
         losses: WeightedSum,
-        decoder: GreedyDecoder,
-        parser: Parser,
+        answerer: Answerer,
         val_metric: Metric,
         test_metrics: Mapping[str, Metric],
         optim: OptimSettings,
@@ -55,7 +54,8 @@ class CoordLM(lightning.LightningModule):
         super().__init__()
         losses.require(NEEDS, who="the token model")
         self.backbone, self.losses = backbone, losses
-        self.decoder, self.parser, self.optim, self.readout = decoder, parser, optim, readout
+        self.answerer, self.decoder, self.parser = answerer, answerer.decoder, answerer.parser
+        self.optim, self.readout = optim, readout
         self.val_metric, self.test_metrics = val_metric, dict(test_metrics)
         self.diagnostics = diagnostics
         self._gradients: GradientProbe | None = None
@@ -90,7 +90,7 @@ class CoordLM(lightning.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = self.optim.clip_norm or float("inf")
         if units(self.backbone):
-            average_replicated(self.backbone.rows.parameters())
+            average_replicated(replicated(self.backbone))
             norm = clip_gradients(parameters, limit)
         else:
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
@@ -181,7 +181,7 @@ class CoordLM(lightning.LightningModule):
         for group, count in counts.items():
             self._val_counts[group] += count
         _add(self._val_logs, loss.logs)
-        self.val_metric.update(self.predict_batch(batch)[self.readout])
+        self.val_metric.update(self.predict_batch(batch, once=True)[self.readout])
 
     def on_validation_epoch_end(self) -> None:
         self._log_validation()
@@ -213,16 +213,11 @@ class CoordLM(lightning.LightningModule):
         release_weights(self.backbone)
 
     # ------------------------------------------------------------------- test
-    def predict_batch(self, batch: Batch, readouts: Sequence[str] | None = None) -> dict[str, list[Prediction]]:
-        """Decode once, read as often as asked: read-out -> predictions in batch order."""
-        decoded = self.decoder.decode(batch)
-        return {
-            name: [
-                self.parser.parse(d, size=size, readout=name, phrase=phrase)
-                for d, size, phrase in zip(decoded, batch.sizes, batch.phrases, strict=True)
-            ]
-            for name in (readouts or [self.readout])
-        }
+    def predict_batch(
+        self, batch: Batch, readouts: Sequence[str] | None = None, *, once: bool = False
+    ) -> dict[str, list[Prediction]]:
+        """Decode, read as often as asked: read-out -> predictions in batch order. ``once``: greedily, whatever the settings."""
+        return self.answerer.ask(batch, readouts or [self.readout], once=once)
 
     def on_test_epoch_start(self) -> None:
         self.predictions = []

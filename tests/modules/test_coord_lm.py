@@ -24,6 +24,7 @@ from coordvlm.losses.text_ce import TextCE
 from coordvlm.losses.weighted_sum import Weighted, WeightedSum
 from coordvlm.metrics.detection import DetectionMetric
 from coordvlm.models.decode import GreedyDecoder
+from coordvlm.modules.answerer import Answerer
 from coordvlm.modules.coord_lm import CoordLM
 from coordvlm.modules.optim import OptimSettings
 from coordvlm.sequence.parse import ObjectsParser
@@ -75,8 +76,9 @@ def module(t: Tiny, kind: str = "hybrid", num: int = 8, **optim: Any) -> CoordLM
     return CoordLM(
         backbone=t.backbone,
         losses=recipe(t, kind),
-        decoder=GreedyDecoder(t.backbone, t.grid.bin_values(), max_new_tokens=12, grammar=None, mass_radius=10, local_window=16),
-        parser=parser,
+        answerer=Answerer(
+            GreedyDecoder(t.backbone, t.grid.bin_values(), max_new_tokens=12, grammar=None, mass_radius=10, local_window=16), parser
+        ),
         val_metric=metrics[0],
         test_metrics={"argmax": metrics[1], "expectation": metrics[2]},
         optim=OptimSettings(**values),
@@ -273,7 +275,7 @@ def test_one_decode_serves_every_read_out_of_the_test() -> None:
     m, run = module(t), trainer()
     calls: list[int] = []
     decode = m.decoder.decode
-    m.decoder.decode = lambda batch: calls.append(len(batch)) or decode(batch)  # type: ignore[method-assign, func-returns-value]
+    m.decoder.decode = lambda batch, **how: calls.append(len(batch)) or decode(batch, **how)  # type: ignore[method-assign, func-returns-value]
     run.test(m, Loader(batches(t, (3, 5))), verbose=False)
     assert calls == [3, 5]
     assert [p.sample_id for p in m.predictions] == list(range(8))
@@ -316,8 +318,7 @@ def test_a_recipe_that_needs_what_tokens_cannot_give_is_refused() -> None:
         CoordLM(
             backbone=t.backbone,
             losses=WeightedSum({"points": Weighted(Points(), 1.0)}, average="token"),
-            decoder=m.decoder,
-            parser=m.parser,
+            answerer=m.answerer,
             val_metric=m.val_metric,
             test_metrics=m.test_metrics,
             optim=m.optim,
