@@ -31,6 +31,11 @@ class Fault(IntEnum):
     EMPTY_DESCRIPTION = 9
     BAD_AREA = 10
     BAD_OBJECT = 11
+    BAD_PHRASE = 12
+    EMPTY_PHRASE = 13
+    NO_BOX = 14
+    UNKNOWN_ANNOTATION = 15
+    DUPLICATE_SENTENCE_ID = 16
 
     @property
     def key(self) -> str:
@@ -49,11 +54,16 @@ RULES: dict[Fault, str] = {
     Fault.EMPTY_DESCRIPTION: "a description must not be empty",
     Fault.BAD_AREA: "area must be a finite number",
     Fault.BAD_OBJECT: "an object must have a description and a box",
+    Fault.BAD_PHRASE: "a phrase must be text",
+    Fault.EMPTY_PHRASE: "a phrase must not be blank",
+    Fault.NO_BOX: "a phrase must have a box (data.source.negatives=allow makes it one that names nothing in the image)",
+    Fault.UNKNOWN_ANNOTATION: "a referring expression's ann_id must be one of the instances file's annotations, on the same image",
+    Fault.DUPLICATE_SENTENCE_ID: "a sentence id must be unique in its file",
 }
-#: Faults after which the truth of an image is unknown, so that evaluation cannot read the file either.
+#: Faults after which the truth of an image (or phrase) is unknown, so that evaluation cannot read the file either.
 UNREADABLE = frozenset({
     Fault.DUPLICATE_ANNOTATION_ID, Fault.UNKNOWN_IMAGE, Fault.UNKNOWN_CATEGORY, Fault.BAD_BBOX, Fault.NOT_FINITE, Fault.BAD_AREA,
-    Fault.BAD_OBJECT,
+    Fault.BAD_OBJECT, Fault.BAD_PHRASE, Fault.EMPTY_PHRASE, Fault.NO_BOX, Fault.UNKNOWN_ANNOTATION, Fault.DUPLICATE_SENTENCE_ID,
 })
 
 

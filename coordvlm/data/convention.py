@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coordvlm.data.checks import Fault
+from coordvlm.data.checks import Fault, box_faults
 from coordvlm.utils.errors import ConfigError, DataError
 from coordvlm.utils.overrides import hint, nearest
 
@@ -26,6 +26,8 @@ FORMATS = {
 BEYOND = 1.5
 #: Boxes from which on it counts that most of them are inverted or out of frame.
 ENOUGH = 4
+#: A convention fits where no more than this share of the boxes is inverted or out of frame.
+_FITS = 0.01
 
 
 @dataclass(frozen=True)
@@ -96,17 +98,42 @@ class BoxConvention:
                 where=place(at), value=raw_A4[at].tolist(),
             )
 
-    def check_share(self, faults_A: NDArray[np.uint8], raw_A4: NDArray[np.float64], place: Callable[[int], str]) -> None:
-        """Refuse a file most of whose boxes are inverted or leave their image: read like this, its truth is somebody else's.
+    def check_share(
+        self, faults_A: NDArray[np.uint8], raw_A4: NDArray[np.float64], place: Callable[[int], str], *, limit: float = 0.5,
+        wh_A2: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Refuse a file too many of whose boxes are inverted or leave their image: read like this, its truth is somebody else's.
 
+        Args:
+            limit: share of the boxes that is too many. wh_A2: size of each box's image; given, the message names what would fit.
         Raises:
-            DataError: more than half of at least ``ENOUGH`` boxes.
+            DataError: more than ``limit`` of at least ``ENOUGH`` boxes.
         """
         wrong = np.flatnonzero(np.isin(faults_A, [Fault.INVERTED, Fault.OUT_OF_FRAME]))
-        if len(faults_A) >= ENOUGH and wrong.size > len(faults_A) / 2:
+        if len(faults_A) >= ENOUGH and wrong.size > len(faults_A) * limit:
             at = int(wrong[0])
+            fits = [] if wh_A2 is None else self.fitting(raw_A4, wh_A2)
+            advice = f"the numbers fit {' or '.join(fits)}" if fits else "declare the unit and the order the file is written in"
             raise DataError(
-                f"{wrong.size} of {len(faults_A)} boxes are inverted or out of frame as declared ({self.text}); "
-                "declare the unit and the order the file is written in",
+                f"{wrong.size} of {len(faults_A)} boxes are inverted or out of frame as declared ({self.text}); {advice}",
                 where=place(at), value=raw_A4[at].tolist(),
             )
+
+    def fitting(self, raw_A4: NDArray[np.float64], wh_A2: NDArray[np.float64]) -> list[str]:
+        """Other declarations that the numbers do not contradict; in the declared unit if there are any, else in others."""
+        finite = np.isfinite(raw_A4).all(1)
+        raw, wh = raw_A4[finite], wh_A2[finite]
+        found: dict[bool, list[str]] = {True: [], False: []}
+        for unit, scale in UNITS.items():
+            if unit == "norm999" and self.boxes != "norm999":  # cannot be told from norm1000
+                continue
+            size = np.abs(raw).max(initial=0)
+            if (scale is not None and size > BEYOND * scale) or (scale != 1 and size <= 1):
+                continue
+            for order in FORMATS:
+                other = BoxConvention(unit, order, option=self.option)
+                faults = box_faults(other.to_xyxy_px(raw, wh), wh)
+                wrong = np.isin(faults, [Fault.INVERTED, Fault.OUT_OF_FRAME]).sum()
+                if (unit, order) != (self.boxes, self.box_format) and wrong <= _FITS * len(raw):
+                    found[unit == self.boxes].append(f"{self.option}.boxes={unit} {self.option}.box_format={order}")
+        return found[True] or found[False]

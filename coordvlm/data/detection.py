@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -19,12 +19,13 @@ from coordvlm.contracts import GroundTruth, Object, Sample
 from coordvlm.data.checks import clip_boxes, count_faults, is_clipped
 from coordvlm.data.class_list import ClassList
 from coordvlm.data.images import open_image
-from coordvlm.data.source import SPLITS
+from coordvlm.data.source import SPLITS, Split
 from coordvlm.data.table import BoxTable, leaves_folder
 from coordvlm.utils.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 C = TypeVar("C", bound="SplitChoice")
+D = TypeVar("D")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +43,26 @@ class SplitChoice:
 
     @classmethod
     def parse(cls, name: str, values: Mapping[str, object]) -> Self:
-        required = [f.name for f in fields(cls) if f.default is MISSING]
-        known = {f.name for f in fields(cls)}
-        if not isinstance(values, Mapping):
-            example = f"data.source.{name}.{required[0]}={values}"
-            raise ConfigError(f"data.source.{name} must be a mapping of {sorted(known)}, got {values!r}; is {example} meant?")
-        given = {str(k) for k in values}
-        if given - known or not set(required) <= given:
-            needed = " and ".join(required)
-            raise ConfigError(f"data.source.{name} needs {needed} and knows {sorted(known)}, got {sorted(given)}")
-        kept: Any = dict(values)
-        return cls(**kept)
+        return parse_fields(cls, f"data.source.{name}", values)
+
+
+def parse_fields(kind: type[D], option: str, values: Mapping[str, object]) -> D:
+    """An instance of a dataclass from the mapping that an option is.
+
+    Raises:
+        ConfigError: no mapping, a missing or an unknown key.
+    """
+    required = [f.name for f in fields(kind) if f.default is MISSING]  # type: ignore[arg-type]
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        example = f"{option}.{[*required, *sorted(known)][0]}={values}"
+        raise ConfigError(f"{option} must be a mapping of {sorted(known)}, got {values!r}; is {example} meant?")
+    given = {str(k) for k in values}
+    if given - known or not set(required) <= given:
+        needed = " and ".join(required) or "nothing"
+        raise ConfigError(f"{option} needs {needed} and knows {sorted(known)}, got {sorted(given)}")
+    kept: Any = dict(values)
+    return kind(**kept)
 
 
 class BoxSource:
@@ -122,15 +132,21 @@ class BoxSource:
 
     def check_images(self, name: str, *, max_pixels: int) -> list[DataError]:
         """Open every image of a split completely; what is wrong with them, in order."""
-        split, found = self.split(name), []
-        for index in range(len(split)):
-            try:
-                sample = split.sample(index, 0)
-                where = f"{sample.image} ({sample.meta.get('where', f'image id {sample.id}')})"
-                open_image(sample.image, declared=(sample.width, sample.height), max_pixels=max_pixels, where=where)
-            except DataError as error:
-                found.append(error)
-        return found
+        split = self.split(name)
+        return broken_images(split, range(len(split)), max_pixels=max_pixels)
+
+
+def broken_images(split: Split, positions: Iterable[int], *, max_pixels: int) -> list[DataError]:
+    """Open the images at some positions completely; what is wrong with them, in order."""
+    found = []
+    for index in positions:
+        try:
+            sample = split.sample(index, 0)
+            where = f"{sample.image} ({sample.meta.get('where', f'image id {sample.id}')})"
+            open_image(sample.image, declared=(sample.width, sample.height), max_pixels=max_pixels, where=where)
+        except DataError as error:
+            found.append(error)
+    return found
 
 
 def parse_splits(kind: type[C], **given: Mapping[str, object] | None) -> dict[str, C]:
@@ -190,6 +206,11 @@ class BoxSplit:
     @property
     def most_objects(self) -> int:
         return int(self.num_objects().max())
+
+    def image_paths(self) -> list[Path]:
+        """len: where each image is; nothing is resolved or opened."""
+        candidates = (self.table.candidates(image, self._folder) for image in self._index.tolist())
+        return [found[0] if len(found) == 1 else next((p for p in found if p.exists()), found[0]) for found in candidates]
 
     def num_objects(self) -> NDArray[np.int64]:
         """int64[len]: targets per image."""

@@ -5,6 +5,7 @@ Shapes: P patches, ps patch side in px, m merge factor.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,15 +50,17 @@ def open_image(
         return _displayed_rgb(image, declared, max_pixels, where)
 
 
-def displayed_size(path: Path, *, where: object) -> tuple[int, int]:
+def displayed_size(path: Path | bytes, *, where: object) -> tuple[int, int]:
     """(width, height) of the displayed frame, from the header alone: what ``open_image`` takes for ``declared=None``.
 
     Orientation is read where it precedes the pixels; a PNG that carries it behind them counts as stored.
 
+    Args:
+        path: a file, or the bytes of one.
     Raises:
         DataError: missing, or not an image.
     """
-    with _refusing(where), Image.open(path) as image:
+    with _refusing(where), Image.open(io.BytesIO(path) if isinstance(path, bytes) else path) as image:
         if image.format == "PNG" and "exif" not in image.info:  # PIL would decode the pixels to look behind them
             return image.size
         width, height = image.size

@@ -18,8 +18,8 @@ _SLOW_S, _TRIAL, _THREADS = 1e-3, 64, 16
 _MANY, _REPORT_EVERY_S = 20_000, 10.0
 
 
-def read_sizes(paths: Sequence[Path], where: Callable[[int], object]) -> Iterator[tuple[int, int] | DataError]:
-    """(width, height) of the displayed frame of each file, in order, or what is wrong with it.
+def read_sizes(paths: Sequence[Path | bytes], where: Callable[[int], object]) -> Iterator[tuple[int, int] | DataError]:
+    """(width, height) of the displayed frame of each file (or encoded image), in order, or what is wrong with it.
 
     Says so when there are many, and goes on saying so while it takes long.
 
@@ -28,8 +28,9 @@ def read_sizes(paths: Sequence[Path], where: Callable[[int], object]) -> Iterato
     """
 
     def one(at: int) -> tuple[int, int] | DataError:
+        path = paths[at]
         try:
-            return displayed_size(paths[at], where=f"{where(at)}: {paths[at]}")
+            return displayed_size(path, where=where(at) if isinstance(path, bytes) else f"{where(at)}: {path}")
         except DataError as error:
             return error
 
