@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from coordvlm.utils import launch
 from coordvlm.utils.cli import REFUSED, report_error, run_command
 from coordvlm.utils.devices import settle
 from coordvlm.utils.errors import ConfigError, CoordVLMError
+from coordvlm.utils.run_config import base_arguments, saved_config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
 #: What is composed for ``run=null``.
 BASE_CONFIG = "eval_base"
 UNTOUCHED = "base model, untouched"
-#: Groups that a trained run brings with it.
-_OF_THE_RUN = ("model", "sequence", "coords")
-#: Groups and keys of ``train`` that mean nothing where nothing is trained.
-_OF_TRAINING = ("loss", "optim", "logger", "init", "resume", "inspect")
-_SHOWS = frozenset({"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"})
 
 
 @dataclass(frozen=True)
@@ -106,17 +102,14 @@ def merged_config(cfg: DictConfig, trained_run: Path) -> DictConfig:
     """The trained run's config with this command's settings on top; null means: as trained."""
     from omegaconf import OmegaConf
 
-    saved = trained_run / "config.yaml"
-    if not saved.is_file():
-        raise ConfigError(f"{trained_run} has no config.yaml, so the model cannot be built again")
-    config = OmegaConf.load(saved)
+    config = saved_config(trained_run)
     for group in ("decode", "data", "metrics", "trainer"):
         for key, value in cfg[group].items():
             if value is not None:
                 OmegaConf.update(config, f"{group}.{key}", value)
     if cfg.data.root is not None and OmegaConf.select(config, "data.source.root") is not None:
         OmegaConf.update(config, "data.source.root", cfg.data.root)
-    return config  # type: ignore[return-value]
+    return config
 
 
 def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path, record: RunRecord) -> float | None:
@@ -174,36 +167,10 @@ def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path
     )
 
 
-def base_arguments(argv: Sequence[str]) -> list[str]:
-    """``run=null`` has groups and keys of its own; what does not go with ``run=`` is refused in a sentence.
-
-    Raises:
-        ConfigError: a model, sequence or grid beside a trained run; settings of a training, or no model, beside ``run=null``.
-    """
-    given = {a.partition("=")[0].lstrip("+~"): a.partition("=")[2].strip("\"'") for a in argv if "=" in a and not a.startswith("-")}
-    if {"-cn", "--config-name"} & set(argv):
-        return list(argv)
-    if given.get("run", "") != "null":
-        if found := _of(_OF_THE_RUN, given):
-            brings = "brings its own model, sequence and coords: they decide what its numbers mean"
-            subject = f"run={given['run']}" if "run" in given else "a trained run"
-            raise ConfigError(f"{found} is for run=null, which scores a base model as it is; {subject} {brings}")
-        return list(argv)
-    if found := _of(_OF_TRAINING, given):
-        raise ConfigError(f"{found} has no effect with run=null: a base model is scored as it is, nothing is trained")
-    if not {"model", "experiment"} & set(given) and not _SHOWS & set(argv):
-        raise ConfigError("run=null scores a base model as it is: say which, with model=... (and sequence=, coords= as it writes boxes)")
-    return ["-cn", BASE_CONFIG, *argv]
-
-
-def _of(groups: Sequence[str], given: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in given.items() if key.partition(".")[0].partition("@")[0] in groups)
-
-
 def cli(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
     try:
-        argv = [] if launch.is_rank() else base_arguments(argv)  # a rank's supervisor has read it
+        argv = [] if launch.is_rank() else base_arguments(argv, config=BASE_CONFIG, does="scores")  # a rank's supervisor has read it
     except CoordVLMError as error:
         return report_error(error, REFUSED)
     return run_command("eval", main, check=check, about=__doc__, argv=argv)

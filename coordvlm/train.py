@@ -73,7 +73,7 @@ def choices() -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    names = ("experiment", "loss", "model", "data", "task", "sequence", "coords", "debug")
+    names = ("experiment", "loss", "model", "adapter", "data", "task", "sequence", "coords", "debug")
     chosen = hydra.runtime.choices
     folder = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
     config = {"name": hydra.job.config_name, "folder": folder}

@@ -14,15 +14,18 @@ from coordvlm.contracts import Contract, ResizeRule
 from coordvlm.coords.grid import Digits, Grid
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.data.images import ImageReader
+from coordvlm.models.adapters import Lora, add_adapter
 from coordvlm.models.backbone import Backbone
 from coordvlm.models.checkpointing import parse_checkpointing
 from coordvlm.models.coord_rows import CoordRows
 from coordvlm.models.loading import LoadedModel
+from coordvlm.models.quantise import QLora, settle_quantisation
 from coordvlm.models.tokens import END_OF_TURN, add_coord_tokens, coord_vocab
 from coordvlm.sequence.collate import SequenceEncoder
 from coordvlm.sequence.grammar import ObjectsGrammar
 from coordvlm.sequence.prompt import PromptBuilder
 from coordvlm.sequence.target import ObjectsTarget, Target
+from coordvlm.utils.devices import settle
 from coordvlm.utils.errors import ConfigError
 
 TASKS = ("detect", "ground")
@@ -44,12 +47,13 @@ class Model:
 
 def build_model(cfg: DictConfig) -> Model:
     """Load the base model, add coordinate tokens, settle the contract."""
-    loaded: LoadedModel = instantiate(cfg.model.load)
+    adapter: Lora | None = instantiate(OmegaConf.select(cfg, "adapter"))  # None, and runs from before there were any: no adapter
+    loaded = _load(cfg, adapter)
     grid, seq = build_coords(cfg), cfg.sequence
     markers, init = tuple(seq.markers), cfg.model.rows.init
     tokens: dict[str, Any] = {"num_bins": grid.num_bins, "coord_token": seq.coord_token, "markers": markers}
     existing = add_coord_tokens(loaded.tokenizer, **tokens)
-    table = loaded.hf.get_input_embeddings().weight
+    table = loaded.hf.get_input_embeddings().weight.detach().cpu()  # quantised weights are on their device already
     vocab = coord_vocab(loaded.tokenizer, **tokens, existing=existing, init=init, num_rows=len(table))
     min_pixels, max_pixels = loaded.pixel_limits(cfg.model.resize.min_pixels, cfg.model.resize.max_pixels)
     resize = ResizeRule(
@@ -77,7 +81,7 @@ def build_model(cfg: DictConfig) -> Model:
     rows = CoordRows(
         vocab,
         table,
-        None if loaded.tied else loaded.hf.lm_head.weight,
+        None if loaded.tied else loaded.hf.lm_head.weight.detach().cpu(),
         init=init,
         kept_ids=[i for t in existing if (i := loaded.tokenizer.convert_tokens_to_ids(t)) < len(table)] if init == "existing" else [],
         scale=cfg.model.rows.scale,
@@ -94,6 +98,8 @@ def build_model(cfg: DictConfig) -> Model:
         freeze=list(cfg.model.freeze),
         checkpoint_every=checkpointing if isinstance(checkpointing, int) else 0,  # auto: settled with the first batch
     )
+    if adapter is not None:
+        add_adapter(backbone, adapter, source=loaded.source, seed=cfg.seed, matrices=loaded.matrices)
     target: Target = instantiate(seq.target)(
         loaded.tokenizer,
         vocab,
@@ -114,6 +120,15 @@ def build_model(cfg: DictConfig) -> Model:
         max_length=cfg.model.max_length,
     )
     return Model(backbone, loaded.tokenizer, vocab, grid, contract, encoder, target, loaded)
+
+
+def _load(cfg: DictConfig, adapter: Lora | None) -> LoadedModel:
+    """The base, quantised if the adapter asks for it and the device can."""
+    if not isinstance(adapter, QLora):
+        return instantiate(cfg.model.load)  # type: ignore[no-any-return]
+    load = instantiate(cfg.model.load, _partial_=True)
+    quantise = settle_quantisation(adapter, settle(cfg.trainer), load)
+    return load() if quantise is None else load(quantise=quantise)  # type: ignore[no-any-return]
 
 
 def _prompt(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, image_id: int) -> PromptBuilder:

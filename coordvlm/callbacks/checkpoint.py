@@ -1,15 +1,14 @@
 """Checkpoint folders: ``checkpoints/<last|best>/`` with what was trained, what it means, and how to go on.
 
-``trained.safetensors`` (canonical names), ``contract.json``, ``trainer.ckpt`` (optimiser, loops, RNG; loads with ``weights_only=True``).
-A folder is written beside its place and renamed last, so an earlier checkpoint survives a full disk.
+``trained.safetensors`` (canonical names), ``contract.json``, of a run with one ``adapter/`` (``models.adapter_files``), ``trainer.ckpt``
+(optimiser, loops, RNG; loads with ``weights_only=True``). A folder is written beside its place and renamed last, so an
+earlier checkpoint survives a full disk.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import random
-import re
 import shutil
 import signal
 import threading
@@ -22,17 +21,15 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
+from coordvlm.callbacks.trained_weights import adapter_of, save_trained
+from coordvlm.callbacks.trained_weights import load_trained as load_trained
 from coordvlm.contracts import Contract
-from coordvlm.models.sharding import like
 from coordvlm.utils import collectives
 from coordvlm.utils.errors import ConfigError, ContractError
-from coordvlm.utils.files import atomic_folder, atomic_write_json
+from coordvlm.utils.files import atomic_folder
 
-TRAINED, CONTRACT, TRAINER = "trained.safetensors", "contract.json", "trainer.ckpt"
+TRAINER = "trainer.ckpt"
 
 
 class FolderCheckpoint(Callback):
@@ -56,6 +53,11 @@ class FolderCheckpoint(Callback):
         self._saved_step = -1
         self._previous: dict[int, Any] = {}
         self._inherited: dict[str, Path] = {}
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Before weights are shared out over processes: which base an adapter stands on."""
+        if (adapter := adapter_of(pl_module)) is not None:
+            _ = adapter.base
 
     def inherit(self, **folders: Path) -> None:
         """Checkpoints of the run that is resumed, by name; copied once this one has begun.
@@ -149,9 +151,8 @@ class FolderCheckpoint(Callback):
         else:
             with atomic_folder(self.folder / name) as place:
                 trainer.save_checkpoint(place / TRAINER)
-                state = {k: v.cpu().contiguous() for k, v in pl_module.trained_state().items()}  # type: ignore[operator]
-                _save_tensors(state, place / TRAINED, step=trainer.global_step)
-                atomic_write_json(place / CONTRACT, self.contract.to_dict())
+                state = pl_module.trained_state()  # type: ignore[operator]
+                save_trained(place, state, self.contract, adapter_of(pl_module), step=trainer.global_step)
         collectives.any_rank(False)  # nobody reads a folder that is not there yet
 
     # ------------------------------------------------------------------ state
@@ -200,16 +201,6 @@ def _set_random_state(rng: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(rng["cuda"])
 
 
-def _save_tensors(state: dict[str, torch.Tensor], path: Path, *, step: int) -> None:
-    """``safetensors`` hides the disk's errors in its own class; they leave here as ``OSError``, to be told like any other."""
-    try:
-        save_file(state, path, metadata={"step": str(step)})
-    except SafetensorError as error:
-        if found := re.search(r"os error (\d+)", str(error)):
-            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
-        raise
-
-
 def steps_done(file: Path) -> int:
     """Optimiser steps behind a ``trainer.ckpt``.
 
@@ -221,34 +212,3 @@ def steps_done(file: Path) -> int:
     except Exception as error:  # torch has a class of its own for each kind of damage
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ContractError(f"{file}: cannot go on from it, it cannot be read: {reason}") from error
-
-
-def load_trained(folder: Path, backbone: nn.Module, contract: Contract, *, warm: bool = False) -> Mapping[str, str]:
-    """Load ``trained.safetensors`` of a checkpoint folder into a model built for ``contract``.
-
-    Args:
-        warm: to train on from there: only what the tokens mean must be equal (``Contract.require_same_tokens``).
-
-    Raises:
-        ContractError: another contract, or weights of another model (names or shapes differ).
-    """
-    stored = Contract.load(folder / CONTRACT)
-    (stored.require_same_tokens if warm else stored.require_equal)(contract, mine="the checkpoint", theirs="this run's config")
-    try:
-        state = load_file(folder / TRAINED)
-    except Exception as error:  # safetensors raises its own classes for a cut file
-        raise ContractError(f"{folder / TRAINED}: cannot be read: {error}") from error
-    parameters = dict(backbone.named_parameters())
-    expected = {name for name, p in parameters.items() if p.requires_grad}
-    problems = [f"missing {n}" for n in sorted(expected - set(state))] + [f"unknown {n}" for n in sorted(set(state) - set(parameters))]
-    problems += [
-        f"{n}: checkpoint {tuple(v.shape)}, model {tuple(parameters[n].shape)}"
-        for n, v in state.items()
-        if n in parameters and v.shape != parameters[n].shape
-    ]
-    if problems:
-        raise ContractError(f"{folder / TRAINED} does not fit the configured model:\n  " + "\n  ".join(problems[:8]))
-    with torch.no_grad():
-        for name, value in state.items():
-            parameters[name].copy_(like(value, parameters[name]))
-    return {}

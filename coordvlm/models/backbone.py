@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from coordvlm.contracts import Batch, ModelOutput
 from coordvlm.coords.vocab import CoordVocab
+from coordvlm.models.adapters import Adapter, merged_state
 from coordvlm.models.checkpointing import set_checkpointing, suspended
 from coordvlm.models.coord_rows import CoordRows
 from coordvlm.models.head import full_logits, lse_and_target
@@ -72,8 +73,10 @@ class Backbone(nn.Module):
         self.vocab = vocab
         self.rows = rows
         self.pixel_norm = PixelNorm(image_mean, image_std)
+        self.adapter: Adapter | None = None  # see ``adapters.add_adapter``
+        self.frozen = frozenset(freeze)
         specialise_for_stills(hf_model.model.visual)
-        self._freeze(frozenset(freeze))
+        self._freeze(self.frozen)
         hf_model.train()  # what from_pretrained returns is in eval mode, where the library checkpoints nothing
         self.set_checkpointing(checkpoint_every)
 
@@ -215,11 +218,15 @@ class Backbone(nn.Module):
     def to_hf(self) -> PreTrainedModel:
         """A standard Hugging Face model in memory with the rows written into its table: the oracle of the equality tests.
 
-        The table grows to hold the largest new id and never shrinks.
+        An adapter is merged into the weights and quantised ones are whole again; in the type of the base, so bfloat16 rounds the merged
+        weights. The table grows to hold the largest new id and never shrinks.
         """
         mine = self.hf
-        standard = type(mine)(copy.deepcopy(mine.config))
-        standard.load_state_dict(mine.state_dict())
+        config = copy.deepcopy(mine.config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        standard = type(mine)(config)
+        standard.load_state_dict(merged_state(mine, standard.state_dict()))
         standard.to(dtype=mine.dtype, device=self.rows.new_ids.device)
         size = max(self.rows.num_base, int(self.rows.new_ids.max()) + 1)
         if size > self.rows.num_base:

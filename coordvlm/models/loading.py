@@ -40,6 +40,7 @@ class LoadedModel:
         image_mean, image_std: per channel, of pixels scaled to [0, 1].
         source: what was loaded, for records and messages: ``<hub id>@<revision>``, a folder, or the name of a random model.
         min_pixels, max_pixels: limits on width x height that its image processor keeps to; None: it states none.
+        matrices: of quantised weights the digest of what they were, see ``BaseIdentity``; None: they are whole.
     """
 
     hf: PreTrainedModel
@@ -51,6 +52,7 @@ class LoadedModel:
     source: str
     min_pixels: int | None = None
     max_pixels: int | None = None
+    matrices: str | None = None
 
     @property
     def family(self) -> str:

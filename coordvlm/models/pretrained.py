@@ -13,7 +13,9 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from coordvlm.models import model_folder
+from coordvlm.models.base_identity import matrices_of_files
 from coordvlm.models.loading import FAMILIES, LoadedModel
+from coordvlm.models.quantise import Quantisation
 from coordvlm.utils.errors import ConfigError, ContractError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -32,7 +34,9 @@ _CLASSES = {
 log = logging.getLogger(__name__)
 
 
-def load_pretrained(*, hub_id: str, revision: str, path: str | None, family: str, dtype: str, attention: str) -> LoadedModel:
+def load_pretrained(
+    *, hub_id: str, revision: str, path: str | None, family: str, dtype: str, attention: str, quantise: Quantisation | None = None
+) -> LoadedModel:
     """A published model with its tokenizer and image settings.
 
     Args:
@@ -41,6 +45,7 @@ def load_pretrained(*, hub_id: str, revision: str, path: str | None, family: str
         family: ``model_type`` that the weights must have: ``qwen2_vl``, ``qwen2_5_vl`` or ``qwen3_vl``.
         dtype: of the weights: ``float32`` or ``bfloat16``.
         attention: ``sdpa``, ``flash_attention_2`` or ``eager``.
+        quantise: read the language model packed, the rest in bfloat16 whatever ``dtype`` says.
     Raises:
         ConfigError: nothing to load, a broken or incomplete folder, impossible settings.
         ContractError: weights of another family, or files that do not belong together.
@@ -53,10 +58,10 @@ def load_pretrained(*, hub_id: str, revision: str, path: str | None, family: str
         raise ConfigError("model.load.attention=flash_attention_2 needs the package flash-attn and a GPU; install it or use sdpa")
     folder = Path(path).expanduser() if path is not None else from_hub(hub_id, revision, family=family)
     config = model_folder.read_config(folder, family)
-    model_folder.check_weights(folder)
+    files = model_folder.check_weights(folder)
     images = model_folder.read_image_settings(folder, config)
     tokenizer = model_folder.read_tokenizer(folder, config)
-    hf = _read_weights(folder, family, DTYPES[dtype], attention)
+    hf = _read_weights(folder, family, DTYPES[dtype] if quantise is None else torch.bfloat16, attention, quantise)
     source = f"{hub_id}@{revision}" if path is None else str(folder)
     log.info("weights: %s, read from %s", source, folder)  # of the hub: the folder is named after the commit
     return LoadedModel(
@@ -69,6 +74,7 @@ def load_pretrained(*, hub_id: str, revision: str, path: str | None, family: str
         source=source,
         min_pixels=images.min_pixels,
         max_pixels=images.max_pixels,
+        matrices=None if quantise is None else matrices_of_files(hf, files),
     )
 
 
@@ -122,7 +128,7 @@ def _unavailable(hub_id: str, revision: str, why: str) -> ConfigError:
     )
 
 
-def _read_weights(folder: Path, family: str, dtype: torch.dtype, attention: str) -> Any:
+def _read_weights(folder: Path, family: str, dtype: torch.dtype, attention: str, quantise: Quantisation | None) -> Any:
     """The model with every parameter read from the folder; one that is absent would silently stay random."""
     model_class = getattr(transformers, _CLASSES[family])
     try:
@@ -134,6 +140,7 @@ def _read_weights(folder: Path, family: str, dtype: torch.dtype, attention: str)
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
+            **({} if quantise is None else quantise.arguments()),
         )
     except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

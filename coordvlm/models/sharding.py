@@ -2,7 +2,8 @@
 
 Every language layer and vision block is a unit; embedding table, head, norms, patch embedding and merger belong to the root, which stays
 gathered from forward to backward because the forward reads those weights in several places. The new-token rows (a few MB, always
-float32) are left whole on every rank; their gradients are averaged before the step (``average_replicated``).
+float32), and beside an adapter all that trains, are left whole on every rank; their gradients are averaged before the step
+(``average_replicated``).
 """
 
 from __future__ import annotations
@@ -22,9 +23,16 @@ def shard(backbone: Any, mesh: DeviceMesh) -> None:
     """Shard over a one-dimensional mesh, in place. A second call changes nothing."""
     if isinstance(backbone, FSDPModule):
         return
+    ignored = set(replicated(backbone))
     for unit in (*backbone.hf.model.language_model.layers, *backbone.hf.model.visual.blocks):
-        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
-    fully_shard(backbone, mesh=mesh, reshard_after_forward=False, ignored_params=set(backbone.rows.parameters()))
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
+    fully_shard(backbone, mesh=mesh, reshard_after_forward=False, ignored_params=ignored)
+
+
+def replicated(backbone: Any) -> list[nn.Parameter]:
+    """Parameters that every rank holds whole."""
+    trained = [] if backbone.adapter is None else [p for p in backbone.hf.parameters() if p.requires_grad]
+    return [*backbone.rows.parameters(), *trained]
 
 
 def units(module: nn.Module) -> list[FSDPModule]:

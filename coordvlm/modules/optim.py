@@ -14,7 +14,7 @@ from coordvlm.modules.joint import JointOptimizer
 from coordvlm.utils.errors import ConfigError
 
 SCHEDULES = ("constant", "linear", "cosine")
-GROUPS = ("language", "vision", "merger", "rows")
+GROUPS = ("language", "vision", "merger", "adapter", "rows")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class OptimSettings:
 
     Args:
         lr: learning rate of every group not named in ``group_lr``.
-        group_lr: group -> learning rate; groups are ``language``, ``vision``, ``merger`` and ``rows`` (new-token rows).
+        group_lr: group -> learning rate; groups are ``language``, ``vision``, ``merger``, ``adapter`` (wherever it sits)
+            and ``rows`` (new-token rows).
         weight_decay: on matrices; never on norms, biases, embeddings' new rows or the ViT's position table.
         betas, eps: Adam's.
         schedule: ``cosine``, ``linear`` or ``constant`` after warm-up, down to ``final_lr`` x lr.
@@ -76,14 +77,17 @@ def group_of(name: str) -> str:
     """Which group a parameter of a ``Backbone`` belongs to, by its canonical name."""
     if name.startswith("rows."):
         return "rows"
+    if ".lora_" in name:
+        return "adapter"
     if ".visual." in name:
         return "merger" if ".merger." in name or ".deepstack_merger_list." in name else "vision"
     return "language"
 
 
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """What Muon is for: weights between hidden states. Not embeddings, heads, new rows, position tables or convolutions."""
-    return parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "rows."))
+    """What Muon is for: weights between hidden states. Not embeddings, heads, new rows, position tables, convolutions
+    or the factors of an adapter."""
+    return parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "rows.", ".lora_"))
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], settings: OptimSettings) -> list[dict[str, Any]]:

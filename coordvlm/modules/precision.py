@@ -1,7 +1,8 @@
 """Weights in bfloat16 without giving up float32 where it matters.
 
-Lightning's own ``bf16-true`` casts every parameter, target and input. Here only the parameters of the Hugging Face model are cast:
-new-token rows, pixel normalisation, rotary frequencies (buffers), logsumexp and all losses stay float32.
+Lightning's own ``bf16-true`` casts every parameter, target and input. Here only the parameters of the Hugging Face model are cast, and of
+those none that trains beside an adapter: adapters, new-token rows, pixel normalisation, rotary frequencies (buffers), logsumexp and all
+losses stay float32.
 """
 
 from __future__ import annotations
@@ -21,14 +22,21 @@ class BFloat16Weights(Precision):
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Cast ``module.backbone.hf``, in place; a second call changes nothing."""
-        cast_weights(module.backbone.hf)  # type: ignore[union-attr, arg-type]
+        backbone: Any = module.backbone
+        cast_weights(backbone.hf, keep_trained=backbone.adapter is not None)
         return module
 
 
-def cast_weights(hf: nn.Module) -> None:
-    """Floating-point parameters to bfloat16, in place; tied ones stay tied, buffers stay as they are."""
+def cast_weights(hf: nn.Module, *, keep_trained: bool = False) -> None:
+    """Floating-point parameters to bfloat16, in place; tied ones stay tied, buffers stay as they are.
+
+    Args:
+        keep_trained: leave those that train as they are: a few, beside an adapter's frozen base.
+    """
     trained = 0
     for parameter in hf.parameters():
+        if keep_trained and parameter.requires_grad:
+            continue
         if parameter.is_floating_point() and parameter.dtype != torch.bfloat16:
             parameter.data = parameter.data.to(torch.bfloat16)
             trained += parameter.numel() if parameter.requires_grad else 0
