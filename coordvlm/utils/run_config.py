@@ -1,0 +1,67 @@
+"""What ``eval`` and ``predict`` compose: the saved configuration of a trained run, or for ``run=null`` a base model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coordvlm.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+#: Groups that a trained run brings with it.
+OF_THE_RUN = ("model", "adapter", "sequence", "coords")
+#: Groups and keys of ``train`` that mean nothing where nothing is trained.
+OF_TRAINING = ("loss", "adapter", "augment", "optim", "logger", "init", "resume", "inspect")
+_SHOWS = frozenset({"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"})
+
+
+def saved_config(trained_run: Path) -> DictConfig:
+    """The resolved configuration of a run.
+
+    Raises:
+        ConfigError: it has none, or one that cannot be read.
+    """
+    from omegaconf import OmegaConf
+
+    saved = trained_run / "config.yaml"
+    if not saved.is_file():
+        raise ConfigError(f"{trained_run} has no config.yaml, so the model cannot be built again")
+    try:
+        config = OmegaConf.load(saved)
+        if not OmegaConf.is_dict(config) or not {"model", "sequence", "coords"} <= set(config):
+            raise ValueError("it is not the configuration of a run")
+    except Exception as error:  # YAML's and OmegaConf's own classes
+        raise ConfigError(f"{saved} cannot be read, so the model cannot be built again: {error}") from error
+    return config  # type: ignore[return-value]
+
+
+def base_arguments(argv: Sequence[str], *, config: str, does: str, idle: Sequence[str] = OF_TRAINING) -> list[str]:
+    """``run=null`` has groups and keys of its own; what does not go with ``run=`` is refused in a sentence.
+
+    Args:
+        config: what is composed for ``run=null``. does: what the command does with a model, as in "scores". idle: groups and keys
+            that then mean nothing.
+    Raises:
+        ConfigError: a model, sequence or grid beside a trained run; settings of a training, or no model, beside ``run=null``.
+    """
+    given = {a.partition("=")[0].lstrip("+~"): a.partition("=")[2].strip("\"'") for a in argv if "=" in a and not a.startswith("-")}
+    if {"-cn", "--config-name"} & set(argv):
+        return list(argv)
+    if given.get("run", "") != "null":
+        if found := _of(OF_THE_RUN, given):
+            brings = "brings its own model, sequence and coords: they decide what its numbers mean"
+            subject = f"run={given['run']}" if "run" in given else "a trained run"
+            raise ConfigError(f"{found} is for run=null, which {does} a base model as it is; {subject} {brings}")
+        return list(argv)
+    if found := _of(idle, given):
+        raise ConfigError(f"{found} has no effect with run=null, which {does} a base model as it is: nothing is trained")
+    if not {"model", "experiment"} & set(given) and not _SHOWS & set(argv):
+        raise ConfigError(f"run=null {does} a base model as it is: say which, with model=... (and sequence=, coords= as it writes boxes)")
+    return ["-cn", config, *argv]
+
+
+def _of(groups: Sequence[str], given: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in given.items() if key.partition(".")[0].partition("@")[0] in groups)
