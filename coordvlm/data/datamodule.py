@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from coordvlm.contracts import CountFn, Encoder, Sample
-from coordvlm.data.loader import Collate, EncodedSplit, EpochBatches, EvalLoader, WindowedLoader, first_samples
+from coordvlm.data.augment import Augmented
+from coordvlm.data.curriculum import Curriculum
+from coordvlm.data.loader import Collate, EncodedSplit, EpochBatches, EvalLoader, WindowedLoader
 from coordvlm.data.seeding import keyed_generator
 from coordvlm.data.source import DataSource
 from coordvlm.utils.errors import ConfigError
@@ -33,11 +35,13 @@ class CoordDataModule(lightning.LightningDataModule):
         val_images: size of the fixed subset of ``val``.
         on_error: ``raise`` or ``skip`` for samples whose image cannot be read.
         limit_train_batches: batches per epoch; None: the trainer's, if that is a number of batches.
+        curriculum: easy samples first; None: in any order.
     """
 
     def __init__(
         self, *, source: DataSource, encoder: Encoder, batch_size: int, eval_batch_size: int, num_workers: int, seed: int,
         count_fn: CountFn | None, accumulate: int, val_images: int, on_error: str, limit_train_batches: int | None = None,
+        curriculum: Curriculum | None = None,
     ) -> None:
         super().__init__()
         if on_error not in ("raise", "skip"):
@@ -48,6 +52,7 @@ class CoordDataModule(lightning.LightningDataModule):
         self._batch_size, self._eval_batch_size, self._num_workers = batch_size, eval_batch_size, num_workers
         self._count_fn, self._accumulate, self._limit = count_fn, accumulate, limit_train_batches
         self._val_images, self._skip = val_images, on_error == "skip"
+        self._curriculum = curriculum
         self._loaders: dict[str, WindowedLoader | EvalLoader] = {}
 
     def train_dataloader(self) -> WindowedLoader:
@@ -59,9 +64,8 @@ class CoordDataModule(lightning.LightningDataModule):
             )
         if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]
             raise ConfigError("trainer.overfit_batches would still shuffle; give the source few images instead (num_train, num_images)")
-        sampler = EpochBatches(len(split), batch_size=self._batch_size, seed=self.seed, **self._ranks())
         loader = WindowedLoader(
-            EncodedSplit(split, self.encoder, with_answer=True), sampler, Collate(self.encoder), num_workers=self._num_workers,
+            EncodedSplit(split, self.encoder, with_answer=True), self._sampler(), Collate(self.encoder), num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(), count_fn=self._count_fn, accumulate=self._accumulate, limit=self._batch_limit(),
             skip_errors=self._skip, processed=self._processed(), epoch=0 if trainer is None else trainer.current_epoch,
         )
@@ -86,7 +90,8 @@ class CoordDataModule(lightning.LightningDataModule):
 
     def first_samples(self) -> list[Sample]:
         """The samples of the first training batch of rank 0, epoch 0, in order."""
-        return first_samples(self.source, batch_size=self._batch_size, seed=self.seed)
+        split = self.source.split("train")
+        return [split.sample(int(i), 0) for i in self._sampler().order(0)[: self._batch_size]]
 
     def val_indices(self) -> NDArray[np.int64]:
         """int64: positions of the validation subset, by ascending id. The same for every run on this data."""
@@ -132,6 +137,18 @@ class CoordDataModule(lightning.LightningDataModule):
         trainer = self.trainer
         return {} if trainer is None else {"rank": trainer.global_rank, "world_size": trainer.world_size}
 
+    def _sampler(self) -> EpochBatches:
+        """The order of training on this rank."""
+        order: dict[str, int] = {"batch_size": self._batch_size, "seed": self.seed, **self._ranks()}
+        plain = EpochBatches(len(self.source.split("train")), **order)
+        if self._curriculum is None:
+            return plain
+        source = self.source.source if isinstance(self.source, Augmented) else self.source
+        limit, total = self._batch_limit(), 1
+        if self.trainer is not None:
+            total = _total_steps(self.trainer, len(plain) if limit is None else min(len(plain), limit))
+        return self._curriculum.batches(source, total_steps=total, accumulate=self._accumulate, limit=limit, **order)
+
     def _processed(self) -> Callable[[], int] | None:
         if self.trainer is None:
             return None
@@ -152,6 +169,16 @@ class CoordDataModule(lightning.LightningDataModule):
         loader = self._loaders.get(name)
         if isinstance(loader, WindowedLoader):
             loader.close()
+
+
+def _total_steps(trainer: lightning.Trainer, num_batches: int) -> int:
+    """Optimiser steps of the whole run, as the trainer counts them; it cannot be asked before it has the loader."""
+    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        limits.append(trainer.max_epochs * -(-num_batches // trainer.accumulate_grad_batches))
+    if not limits:
+        raise ConfigError("data.curriculum takes a share of all steps: set trainer.max_steps or trainer.max_epochs")
+    return min(limits)
 
 
 def _leave_finished_epoch(trainer: lightning.Trainer, num_batches: int) -> None:

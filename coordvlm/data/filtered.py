@@ -89,6 +89,15 @@ class SomeImages:
     def __len__(self) -> int:
         return len(self._positions)
 
+    @property
+    def most_objects(self) -> int:
+        return int(self.num_objects().max(initial=0))
+
+    def num_objects(self) -> NDArray[np.int64]:
+        """int64[len]: targets per image; quick if the other split knows them."""
+        counts = self._split.num_objects() if isinstance(self._split, CountsObjects) else _counted(self._split)
+        return counts[self._positions]
+
     def sample(self, index: int, epoch: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} samples, asked for {index}")

@@ -87,10 +87,17 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start = 0, 0
 
+    def permutation(self, epoch: int) -> NDArray[np.int64]:
+        """int64: sample positions of an epoch for all ranks together."""
+        return keyed_generator(self.seed, "order", epoch).permutation(self.num_samples)
+
     def order(self, epoch: int) -> NDArray[np.int64]:
         """int64: this rank's sample positions in an epoch."""
-        permutation = keyed_generator(self.seed, "order", epoch).permutation(self.num_samples)
-        return permutation[self.rank :: self.world_size]
+        return self.permutation(epoch)[self.rank :: self.world_size]
+
+    def meaning(self, epoch: int) -> dict[str, int]:
+        """What a position in an epoch depends on; a run that was stopped there can only go on with the same."""
+        return {"num_samples": self.num_samples, "batch_size": self.batch_size * self.world_size, "seed": self.seed}
 
     def seek(self, epoch: int, start: int) -> None:
         """Where the next iteration begins; skipped batches are never read or rendered."""
@@ -179,13 +186,13 @@ class WindowedLoader:
         return batch
 
     def state_dict(self) -> dict[str, int]:
-        """Plain integers: epoch, batches of it that are done, and what gives a position its meaning.
+        """Plain integers: epoch, batches of it that are done, and what gives a position its meaning (``EpochBatches.meaning``).
 
         ``batch_size`` counts the samples of all ranks, so one process may go on where two stopped, with twice as many each.
         """
         done = self.position if self._processed is None else min(self.position, self._processed())
         epoch, done = (self.epoch + 1, 0) if done >= len(self) else (self.epoch, done)
-        return {"epoch": epoch, "position": done, **self._meaning()}
+        return {"epoch": epoch, "position": done, **self.batch_sampler.meaning(epoch)}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from ``state_dict``.
@@ -193,14 +200,12 @@ class WindowedLoader:
         Raises:
             ConfigError: in mid-epoch, with another order of samples: some would be seen twice and others never.
         """
-        changed = [f"{key} was {state[key]} and is {value}" for key, value in self._meaning().items() if state[key] != value]
+        mine = self.batch_sampler.meaning(state["epoch"])
+        keys = sorted(mine.keys() | state.keys() - {"epoch", "position"})
+        changed = [f"{key} was {state.get(key)} and is {mine.get(key)}" for key in keys if state.get(key) != mine.get(key)]
         if changed and state["position"] > 0:
             raise ConfigError("cannot resume in the middle of an epoch, samples would repeat or be left out: " + "; ".join(changed))
         self.epoch, self.position = state["epoch"], state["position"]
-
-    def _meaning(self) -> dict[str, int]:
-        s = self.batch_sampler
-        return {"num_samples": s.num_samples, "batch_size": s.batch_size * s.world_size, "seed": s.seed}
 
     def close(self) -> None:
         """End the worker processes."""
