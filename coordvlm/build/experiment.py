@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from hydra.utils import instantiate
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from coordvlm.build.decoding import build_answerer, decode_settings
 from coordvlm.build.model import Model, build_coords, build_model, task_of
 from coordvlm.contracts import GroundTruth, PhraseTruth
+from coordvlm.data.curriculum import Curriculum
 from coordvlm.data.datamodule import CoordDataModule
 from coordvlm.data.filtered import limit_objects
 from coordvlm.data.images import target_size
@@ -90,8 +91,11 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     source: DataSource = instantiate(cfg.data.source)  # a wrong path is found before gigabytes of weights are fetched or read
     model = build_model(cfg)
     source = limit_objects(source, max_objects=cfg.sequence.max_objects, on_too_many=cfg.sequence.on_too_many)
+    plain = source  # to measure answers, no image needs to be opened
+    if (augment := OmegaConf.select(cfg, "augment")) is not None:  # runs from before there were transforms have no such key
+        source = instantiate(augment).wrap(source)
     if cfg.overfit:
-        source = FirstBatch(source, first_samples(source, batch_size=cfg.data.batch_size, seed=cfg.seed))
+        source = plain = FirstBatch(source, first_samples(source, batch_size=cfg.data.batch_size, seed=cfg.seed))
     accumulate = cfg.trainer.accumulate_grad_batches
     data = CoordDataModule(
         source=source,
@@ -104,9 +108,10 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
         accumulate=accumulate,
         val_images=cfg.data.val_images,
         on_error=cfg.data.on_error,
+        curriculum=Curriculum.parse(OmegaConf.select(cfg, "data.curriculum")),
     )
     if decode["max_new_tokens"] is None:
-        decode["max_new_tokens"] = budget or token_budget(model, source)
+        decode["max_new_tokens"] = budget or token_budget(model, plain)
     settings: OptimSettings = instantiate(cfg.optim)
     module = CoordLM(
         backbone=model.backbone,
