@@ -106,19 +106,19 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
 def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, record: RunRecord) -> float | None:
     from coordvlm.analysis.base import open_base
     from coordvlm.callbacks import finish
+    from coordvlm.modules.trains import what_trains
+    from coordvlm.reports.trains import as_text
 
     backbone, source = experiment.model.backbone, experiment.source
-    counts = _data_counts(experiment)
+    counts, trains = _data_counts(experiment), what_trains(backbone, experiment.module.optim, precision=settle(cfg.trainer).precision)
     record.update(
         contract=experiment.model.contract.hash(),
         protocol=experiment.protocol["hash"],
         data=dict(source.digests()),
         data_counts=counts,
         dropped={name: rest for name, found in counts.items() if (rest := {k: n for k, n in found.items() if k != "images"})},
-        parameters={
-            "all": sum(p.numel() for p in backbone.parameters()),
-            "trained": sum(p.numel() for p in backbone.parameters() if p.requires_grad),
-        },
+        parameters={"all": sum(line["parameters"] for line in trains), "trained": sum(line["trained"] for line in trains)},
+        trains=trains,
         decode=experiment.decode,
         data_notes=list(getattr(source, "notes", ())),
     )
@@ -127,6 +127,8 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
     batch = _first_batch(cfg, experiment, run_dir, record)
     if cfg.inspect:
         return None
+    if record.writes:
+        print(as_text(trains))
     _plan_memory(cfg, experiment, batch, trainer, record)
     _fit(cfg, experiment, trainer, run_dir, record)
     best = _load_best(run_dir, experiment)

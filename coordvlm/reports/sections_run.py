@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from coordvlm.reports import plots, tables
 from coordvlm.reports.page import Child, Markup, definitions, fold, missing, section, table, tag
 from coordvlm.reports.summary import Curve, RunSummary, flatten, quantity
+from coordvlm.reports.trains import as_table
 
 #: Panels of one kind on a page; more are named instead.
 _MAX_PANELS = 18
@@ -64,7 +65,7 @@ def course(run: RunSummary) -> Markup:
     if not panels:
         why = "There is no log of losses: nothing was trained, or it was not kept."
         why = "The log has columns but not one finite value." if empty else why
-        return section("training", title, missing(why))
+        return section("training", title, [missing(why), as_table(run.info("trains"))])
     groups: dict[str, list[str]] = {"loss": [], "score": [], "optimiser": [], "probe": []}
     for name in panels:
         groups[kind(name)].append(name)
@@ -77,6 +78,7 @@ def course(run: RunSummary) -> Markup:
     for name, words in (("optimiser", "Optimiser"), ("probe", "Diagnostics (teacher-forced: they explain, they do not rank)")):
         if groups[name]:
             parts.append(fold(f"{words}: {len(groups[name])}", _grid(groups[name], panels)))
+    parts.append(as_table(run.info("trains")))
     if empty:
         parts.append(missing(f"Logged without a finite value: {', '.join(sorted(empty))}."))
     note = "As logged, by name. Long curves are means over stretches with the range as a band; axes may be logarithmic."
