@@ -14,6 +14,7 @@ from coordvlm import build
 from coordvlm.utils.targets import iterate_targets, validate_targets
 from tests.compose import CONF, compose
 from tests.data.layouts import write_small
+from tests.data.phrase_layouts import write_small_phrases
 from tests.data_root import peer_data
 from tests.e2e import coco
 from tests.e2e.commands import FAST, call, refusal, train
@@ -40,7 +41,7 @@ NEEDS = {
     ("sequence", "json_unit"): ["coords=unit", "loss=ce"],
     ("sequence", "qwen2_box"): ["coords=qwen1000", "loss=ce"],
 }
-COMMANDS = ("train", "eval", "bench", "compare")
+COMMANDS = ("train", "eval", "bench", "compare", "audit")
 
 
 def options_of(group: str, option: str, folder: Path) -> list[str]:
@@ -49,6 +50,8 @@ def options_of(group: str, option: str, folder: Path) -> list[str]:
         return list(coco.write(folder, train=coco.content(), val=coco.content(3, first_id=50)))
     if group == "data" and option in ("jsonl", "yolo", "voc"):
         return write_small(option, folder)
+    if group == "data" and option.startswith(("ref", "phrase_")):
+        return write_small_phrases(option, folder)
     if group == "model" and not option.startswith("tiny"):
         return [f"model={option}", f"model.path={write_folder(folder, PRESETS[option])}", "trainer=cpu"]
     return [f"{group}={option}", *NEEDS.get((group, option), ())]
