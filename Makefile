@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --progress-bar off $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help setup setup-dev train eval sweep bench test test-fast lint types clean
+.PHONY: help setup setup-dev train eval sweep bench audit test test-fast lint types clean
 
 help: ## show this list
 	@echo "usage: make <target> [ARGS=\"key=value ...\"]"
@@ -65,6 +65,9 @@ sweep: setup ## a small multirun: make sweep SWEEP_ARGS="loss=ce,hybrid seed=0,1
 
 bench: setup ## measure the input pipeline on one core
 	@$(PY) -m coordvlm.bench case=input $(ARGS)
+
+audit: setup ## look a data set over: make audit ARGS="data=coco data.root=/data/mine"
+	@$(PY) -m coordvlm.audit $(ARGS)
 
 test: setup-dev ## the whole suite, slow tests too: make test PYTEST_ARGS="tests/utils -x"
 	@$(PY) -m pytest $(PYTEST_ARGS)
