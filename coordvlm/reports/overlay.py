@@ -59,13 +59,27 @@ def draw_overlay(
         for rect, _ in group:
             _outline(draw, rect, colour, width)
 
-    font: Font = ImageFont.load_default(size=max(11, round(12.5 * max(canvas.size) / 384)))
+    font = font_of(canvas.size)
     taken: list[Rect] = []
     for group, colour, above in ((pred, RED, True), (true, GREEN, False)):
         for rect, text in group[:max_labels]:
             if text:
                 taken.append(_label(draw, canvas.size, rect, text, colour, font, taken, above))
     return canvas
+
+
+def font_of(size: tuple[int, int]) -> Font:
+    """For labels on a picture of ``size``."""
+    return ImageFont.load_default(size=max(11, round(12.5 * max(size) / 384)))
+
+
+def writable(text: str, font: Font) -> str:
+    """``text`` as the font can write it: a PIL without FreeType has a Latin-1 font only."""
+    try:
+        font.getbbox(text)
+    except UnicodeEncodeError:
+        return text.encode("ascii", "replace").decode("ascii")
+    return text
 
 
 def _scaled(image: Image.Image, side: int, max_side: int) -> Image.Image:
@@ -100,12 +114,8 @@ def _label(
 ) -> Rect:
     """Write a label at the place around its box that hides the fewest other labels; returns where."""
     words = " ".join(visible(text).split())
-    words = words if len(words) <= 44 else words[:43] + "…"
-    try:
-        left, top, right, bottom = draw.textbbox((0, 0), words, font=font)
-    except UnicodeEncodeError:  # a PIL without FreeType has a Latin-1 font only
-        words = words.encode("ascii", "replace").decode("ascii")
-        left, top, right, bottom = draw.textbbox((0, 0), words, font=font)
+    words = writable(words if len(words) <= 44 else words[:43] + "…", font)
+    left, top, right, bottom = draw.textbbox((0, 0), words, font=font)
     width, height = math.ceil(right - left) + 6, math.ceil(bottom - top) + 5
     x, gap = rect[0] - 3, 4
     over, under = (x, rect[1] - height - gap), (x, rect[3] + gap)

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from coordvlm import eval as eval_command
+from coordvlm import predict as predict_command
 from coordvlm import train as train_command
 
 #: A run of about two seconds through every stage.
 FAST = ("debug=fast", "trainer.limit_test_batches=1", "data.eval_batch_size=4", "decode.max_new_tokens=8", "metrics.num_replicates=10")
+_COMMANDS = {"train": train_command.cli, "eval": eval_command.cli, "predict": predict_command.cli}
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,17 @@ def call(outputs: Path, command: str, *argv: str, page: bool = True) -> Ran:
         patch.delenv("COORDVLM_DEBUG", raising=False)
         if not page:
             patch.setattr("coordvlm.callbacks.finish.write_run_report", _no_report)
-        if command == "train":
-            status = train_command.cli(list(argv))
-        else:
-            status = eval_command.cli(list(argv))
+        status = _COMMANDS[command](list(argv))
     new = sorted(set(_folders(outputs, command)) - before)
     return Ran(status, out.getvalue(), err.getvalue(), new[-1] if new else None)
 
 
 def train(outputs: Path, *argv: str) -> Ran:
     return call(outputs, "train", *argv)
+
+
+def predict(outputs: Path, *argv: str) -> Ran:
+    return call(outputs, "predict", *argv)
 
 
 def evaluate(outputs: Path, *argv: str) -> Ran:

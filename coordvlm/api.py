@@ -1,0 +1,103 @@
+"""A trained run in a few lines of Python.
+
+    import coordvlm
+
+    model = coordvlm.load("latest")                       # or a run folder, or a checkpoint folder
+    answer = model.ground("photo.jpg", "the cup left of the plate")
+    answer.box, answer.boxes[0].score, answer.says_none   # source pixels, xyxy
+
+    for found in coordvlm.load("outputs/train/<run>").detect("photo.jpg").boxes:
+        print(found.desc, found.box, found.score)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from coordvlm.build.predictor import Predictor
+    from coordvlm.sequence.postprocess import Answer
+
+
+def load(
+    run: str | Path, *, device: str = "auto", precision: str = "auto", min_score: float = 0.0, classes: Sequence[str] = (),
+    decode: Mapping[str, Any] | None = None,
+) -> Model:
+    """Load a trained run.
+
+    Args:
+        run: a run folder, a checkpoint folder, or ``latest``.
+        device: ``auto``, ``cpu``, ``gpu`` or ``mps``. precision: ``auto`` is the run's on a GPU, else ``32-true``.
+        min_score: boxes that score less are left out, and counted in ``Answer.rejected``.
+        classes: names for the prompt of a run that was trained with class names in its prompt.
+        decode: settings of decoding that replace the run's, such as ``{"retries": 2}``.
+    Raises:
+        ConfigError: no such run, or a device that is not here. ContractError: a checkpoint that does not fit its configuration.
+    """
+    from coordvlm.build.predictor import open_run
+
+    predictor, ref = open_run(run, device=device, precision=precision, classes=tuple(classes), decode=decode or {})
+    return Model(predictor, name=f"run={ref.run_dir}", min_score=min_score)
+
+
+class Model:
+    """Answers about images, given as a path or a PIL image. Boxes are xyxy in pixels of the displayed image (EXIF applied).
+
+    Args:
+        name: of the run, for errors.
+    """
+
+    def __init__(self, predictor: Predictor, *, name: str, min_score: float) -> None:
+        self.predictor, self.name, self.min_score = predictor, name, min_score
+
+    @overload
+    def ground(self, image: str | Path | Image.Image, phrase: str) -> Answer: ...
+
+    @overload
+    def ground(self, image: str | Path | Image.Image, phrase: Sequence[str]) -> list[Answer]: ...
+
+    def ground(self, image: str | Path | Image.Image, phrase: str | Sequence[str]) -> Answer | list[Answer]:
+        """Where the one thing is that a phrase names; for several phrases one answer each, in their order.
+
+        Raises:
+            ConfigError: the run was trained to detect, or a phrase is blank. DataError: the image cannot be read.
+        """
+        self.predictor.require("ground", who=self.name)
+        asked = [phrase] if isinstance(phrase, str) else list(phrase)
+        found = self._answers(image, asked)
+        return found[0] if isinstance(phrase, str) else found
+
+    def detect(self, image: str | Path | Image.Image) -> Answer:
+        """Every object the model names.
+
+        Raises:
+            ConfigError: the run was trained to ground phrases. DataError: the image cannot be read.
+        """
+        self.predictor.require("detect", who=self.name)
+        return self._answers(image, [None])[0]
+
+    def _answers(self, image: str | Path | Image.Image, phrases: Sequence[str | None]) -> list[Answer]:
+        from coordvlm.sequence.postprocess import finish
+        from coordvlm.utils.errors import ConfigError, DataError
+
+        if any(p is not None and not p.strip() for p in phrases):
+            raise ConfigError("a phrase must have at least one word")
+        path = Path(image).expanduser() if isinstance(image, str | Path) else None
+        requests = self.predictor.requests
+        where = path or "image in memory"
+        frame = requests.frame(path if path is not None else image, where=where)
+        asked = [p if p is None else p.strip() for p in phrases]
+        encoded = [requests.encode(frame, p, name=path.name if path else "image", where=where) for p in asked]
+        answers = []
+        while encoded:
+            size = self.predictor.batch_size(encoded[0])
+            part, encoded = encoded[:size], encoded[size:]
+            for prediction in self.predictor.answer(part):
+                if isinstance(prediction, DataError):
+                    raise prediction
+                answers.append(finish(prediction, phrase=asked[len(answers)], min_score=self.min_score))
+        return answers
