@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 p
 	"$$p" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 #: Overrides for the command, e.g. make train ARGS="loss=ce trainer.max_steps=500"
 ARGS ?=
-#: What `make eval` scores: a run folder, a checkpoint folder or latest.
+#: What `make eval` scores and `make predict` asks: a run folder, a checkpoint folder or latest.
 RUN ?= latest
 PYTEST_ARGS ?=
 #: More options for pip, e.g. an index with another build of torch.
@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --progress-bar off $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help setup setup-dev train eval sweep bench audit test test-fast lint types clean
+.PHONY: help setup setup-dev train eval predict sweep bench audit test test-fast lint types clean
 
 help: ## show this list
 	@echo "usage: make <target> [ARGS=\"key=value ...\"]"
@@ -59,6 +59,9 @@ train: setup ## train, evaluate and report: make train ARGS="loss=hybrid"
 
 eval: setup ## score a run: make eval RUN=latest ARGS="data=shapes"
 	@$(PY) -m coordvlm.eval "run=$(RUN)" $(ARGS)
+
+predict: setup ## ask a run about images: make predict RUN=latest ARGS='images=photos/ phrase="a red cup"'
+	@$(PY) -m coordvlm.predict "run=$(RUN)" $(ARGS)
 
 sweep: setup ## a small multirun: make sweep SWEEP_ARGS="loss=ce,hybrid seed=0,1 debug=fast"
 	@$(PY) -m coordvlm.train --multirun $(SWEEP_ARGS) $(ARGS)

@@ -41,7 +41,7 @@ NEEDS = {
     ("sequence", "json_unit"): ["coords=unit", "loss=ce"],
     ("sequence", "qwen2_box"): ["coords=qwen1000", "loss=ce"],
 }
-COMMANDS = ("train", "eval", "bench", "compare", "audit")
+COMMANDS = ("train", "eval", "predict", "bench", "compare", "audit")
 
 
 def options_of(group: str, option: str, folder: Path) -> list[str]:
@@ -73,7 +73,7 @@ def test_every_option_is_composed_and_built(tmp_path: Path, group: str, option: 
 def test_every_folder_of_the_configuration_is_a_group_that_is_tested() -> None:
     tested = {group for group, _ in OPTIONS} | {"hydra", "experiment", "loss_term"}
     assert {p.name for p in CONF.iterdir() if p.is_dir()} == tested
-    assert {p.stem for p in CONF.glob("*.yaml")} == {*COMMANDS, "eval_base"}  # eval composes it for run=null
+    assert {p.stem for p in CONF.glob("*.yaml")} == {*COMMANDS, "eval_base", "predict_base"}  # for run=null
 
 
 @pytest.mark.parametrize("term", sorted(p.stem for p in (CONF / "loss_term").glob("*.yaml")))
