@@ -3,8 +3,7 @@
 Activations are what autograd keeps for the backward, counted tensor by tensor for these architectures as the library runs them; tests
 compare the counts with what is really saved, and the estimate with the peak of a process (tests/analysis/test_cost.py says how near it is).
 
-Legend: d width, q and kv widths of queries and of keys, f width of the MLP, e bytes per element. Precisions: ``32`` and ``bf16`` are those
-of the weights; ``mixed`` is float32 weights under bfloat16 autocast.
+Precisions: ``32`` and ``bf16`` are those of the weights; ``mixed`` is float32 weights under bfloat16 autocast.
 """
 
 from __future__ import annotations
@@ -18,6 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from coordvlm.analysis.adapter_cost import NO_ADAPTERS, AdapterBytes
+from coordvlm.analysis.architecture import Architecture as Architecture
+from coordvlm.analysis.architecture import element
 from coordvlm.contracts import Batch
 from coordvlm.models.backbone import Backbone
 from coordvlm.models.checkpointing import AUTO
@@ -29,79 +31,6 @@ FILL = 0.9
 #: What ``auto`` tries in turn: no checkpointing, then every n-th layer.
 CHOICES = (0, 4, 3, 2, 1)
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of a Qwen-VL. ``mlp_terms``: tensors of the MLP's width that a vision block keeps; ``mergers``: deepstack's included."""
-
-    layers: int
-    d: int
-    q: int
-    kv: int
-    f: int
-    qk_norm: bool
-    table_rows: int
-    blocks: int
-    vision_d: int
-    vision_f: int
-    mlp_terms: int
-    vision_rms: bool
-    mergers: int
-    patch: int
-
-    @classmethod
-    def of(cls, config: Any) -> Architecture:
-        """From a Hugging Face configuration of any of the families."""
-        text, vision, family = config.text_config, config.vision_config, config.model_type
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        width = vision.embed_dim if family == "qwen2_vl" else vision.hidden_size
-        return cls(
-            layers=text.num_hidden_layers,
-            d=text.hidden_size,
-            q=head * text.num_attention_heads,
-            kv=head * text.num_key_value_heads,
-            f=text.intermediate_size,
-            qk_norm=family == "qwen3_vl",
-            table_rows=text.vocab_size,
-            blocks=vision.depth,
-            vision_d=width,
-            vision_f=int(width * vision.mlp_ratio) if family == "qwen2_vl" else vision.intermediate_size,
-            mlp_terms={"qwen2_vl": 3, "qwen2_5_vl": 4, "qwen3_vl": 2}[family],  # quick GELU, gated, GELU
-            vision_rms=family == "qwen2_5_vl",
-            mergers=1 + len(getattr(vision, "deepstack_visual_indexes", ())),
-            patch=vision.patch_size,
-        )
-
-    def layer_bytes(self, precision: str, *, trains: bool = True) -> float:
-        """Kept per token by one language layer. ``trains``: False drops the inputs of its linear layers, which only weights need."""
-        e, d, q, kv, f = element(precision), self.d, self.q, self.kv, self.f
-        attention = e * (2 * q + 2 * kv)
-        if not trains:
-            norms = 8 * d + (4 * (q + kv) if self.qk_norm else 0)
-            return norms + attention + 3 * e * f
-        qk = (4 + e) * (q + kv) if self.qk_norm else 0
-        norms = 26 * d if precision == "mixed" else 8 * d + 4 * e * d  # autocast copies an input once per linear layer: 5 x 2 d
-        return norms + attention + qk + 4 * e * f
-
-    def block_bytes(self, precision: str) -> float:
-        """Kept per patch by one vision block that trains."""
-        e, d = element(precision), self.vision_d
-        if self.vision_rms:
-            norms = 18 * d if precision == "mixed" else 8 * d + 4 * e * d
-        else:
-            norms = 12 * d if precision == "mixed" else 4 * e * d
-        return norms + 7 * e * d + self.mlp_terms * e * self.vision_f
-
-    def merger_bytes(self, precision: str) -> float:
-        """Kept per patch by all mergers."""
-        e, d = element(precision), self.vision_d
-        return self.mergers * (4 * e * d + ((4 if self.vision_rms else 2) * d if self.vision_rms or precision == "mixed" else 0))
-
-
-def element(precision: str) -> int:
-    """Bytes per element of a hidden state."""
-    return {"32": 4, "bf16": 2, "mixed": 2}[precision]
 
 
 @dataclass(frozen=True)
@@ -128,11 +57,11 @@ class Parameters:
             weights += size
             group, is_table = group_of(name), "embed_tokens" in name or "lm_head" in name
             passes = group == "language" or parameter.requires_grad  # gradients go through it: its bfloat16 copy is kept for the backward
-            if precision == "mixed" and passes and parameter.ndim == 2 and group != "rows" and not is_table and "pos_embed" not in name:
+            if precision == "mixed" and passes and parameter.ndim == 2 and group not in ("rows", "heads") and not is_table and "pos_embed" not in name:
                 casts += 2 * parameter.numel()
             if not parameter.requires_grad:
                 continue
-            trains.add("table" if is_table else group)
+            trains.add("table" if is_table else "vision" if group == "adapter" and ".visual." in name else group)
             table_trains |= is_table
             gradients += size
             optimiser += size * (1 if muon and is_hidden_matrix(name, parameter) else 2)
@@ -197,7 +126,14 @@ class MemoryEstimate:
 
 
 def estimate(
-    architecture: Architecture, parameters: Parameters, load: Load, *, precision: str, checkpoint_every: int, shards: int = 1
+    architecture: Architecture,
+    parameters: Parameters,
+    load: Load,
+    *,
+    precision: str,
+    checkpoint_every: int,
+    shards: int = 1,
+    adapters: AdapterBytes = NO_ADAPTERS,
 ) -> MemoryEstimate:
     """The peak of training steps and of decoding between them.
 
@@ -205,14 +141,15 @@ def estimate(
         precision: ``32``, ``bf16`` or ``mixed``.
         checkpoint_every: gradient checkpointing of every n-th layer (and vision block, if they train); 0: none.
         shards: processes that weights, gradients and optimiser states are split over.
+        adapters: what they keep beside the layers they sit on.
     """
     a, p = architecture, parameters
     residual = 2 if precision == "bf16" else 4  # autocast keeps the residual stream in float32
-    layer = a.layer_bytes(precision, trains=p.language_trains) * load.tokens
+    layer = (a.layer_bytes(precision, trains=p.language_trains) + adapters.language) * load.tokens + adapters.language_copies
     chosen = -(-a.layers // checkpoint_every) if checkpoint_every else 0
     language = (a.layers - chosen) * layer + chosen * residual * a.d * load.tokens
     language += (12 + 4 * residual) * a.d * load.tokens  # embedded, with image tokens in place, final norm
-    block = a.block_bytes(precision) * load.patches if p.vision_trains else 0.0
+    block = (a.block_bytes(precision) + adapters.vision) * load.patches + adapters.vision_copies if p.vision_trains else 0.0
     vision = 0.0
     if p.vision_trains:
         chosen = -(-a.blocks // checkpoint_every) if checkpoint_every else 0
@@ -273,9 +210,10 @@ def plan(
     parameters = Parameters.of(backbone.named_parameters(), precision=kind, muon=muon)
     load = Load.of(batch, decode_batch=decode_batch, max_new_tokens=max_new_tokens)
     architecture = Architecture.of(backbone.hf.config)
+    adapters = AdapterBytes.of(backbone, autocast="mixed" in precision)
     tried = CHOICES if checkpointing == AUTO else (int(checkpointing),)
     for every in tried:
-        found = estimate(architecture, parameters, load, precision=kind, checkpoint_every=every, shards=shards)
+        found = estimate(architecture, parameters, load, precision=kind, checkpoint_every=every, shards=shards, adapters=adapters)
         if available is None or found.total <= FILL * available:
             break
     else:

@@ -26,8 +26,8 @@ def what_trains(backbone: Backbone, settings: OptimSettings, *, precision: str) 
     Args:
         precision: of the run, ``32-true``, ``bf16-mixed`` or ``bf16-true``; the last one casts weights when training begins.
     Returns:
-        ``group``, ``parameters``, ``trained``, ``share`` (of the group's weights that train), ``types`` (of weights, as held during training)
-        and ``lr`` (learning rates, highest first; empty when nothing trains).
+        ``group``, ``parameters``, ``trained``, ``share`` (of the group's weights that train), ``types`` (of weights, during training) and
+        ``lr`` (learning rates, highest first; empty when nothing trains).
     """
     named = list(backbone.named_parameters())
     rates: defaultdict[str, set[float]] = defaultdict(set)
