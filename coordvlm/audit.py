@@ -108,24 +108,35 @@ def _sources(cfg: DictConfig) -> tuple[dict[str | None, Any], DataError | None]:
     from coordvlm.utils.errors import DataError, user_error
 
     first: DataError | None = None
-    plain: Any = _plain(cfg.data.source)
-    plain |= {"on_error": "skip"} if "on_error" in plain else {}
-    apart = {name: plain | dict.fromkeys(_SPLITS) | {"train": plain[name]} for name in _SPLITS if isinstance(plain.get(name), dict)}
-    attempts: list[dict[str | None, Any]] = [{None: plain}]
-    attempts += [{None: plain | {"allow_placeholder": True}}] if "allow_placeholder" in plain else []
-    attempts += [{name: changed} for name, changed in apart.items()]
+    plain = _changed(_plain(cfg.data.source), on_error="skip")
+    allowed = _changed(plain, allow_placeholder=True)
+    attempts: list[tuple[str | None, Any]] = [(None, plain), *([(None, allowed)] if allowed != plain else []), *_apart(allowed)]
     found: dict[str | None, Any] = {}
-    for attempt in attempts:
-        for name, values in attempt.items():
-            try:
-                found[name] = _open(values)
-            except Exception as error:  # Hydra wraps what a constructor raises
-                if not isinstance(known := user_error(error), DataError):
-                    raise
-                first = first or known
+    for name, values in attempts:
         if None in found:
             break
+        try:
+            found[name] = _open(values)
+        except Exception as error:  # Hydra wraps what a constructor raises
+            if not isinstance(known := user_error(error), DataError):
+                raise
+            first = first or known
     return found, first
+
+
+def _changed(plain: Any, **values: Any) -> Any:
+    """A copy in which every key of these names, at any depth, has the value."""
+    if isinstance(plain, dict):
+        return {key: values[key] if key in values else _changed(value, **values) for key, value in plain.items()}
+    return [_changed(item, **values) for item in plain] if isinstance(plain, list) else plain
+
+
+def _apart(plain: Any) -> list[tuple[str | None, Any]]:
+    """(split, the source with this split alone, as train)."""
+    if isinstance(splits := plain.get("splits"), dict):
+        return [(name, {**plain, "splits": {"train": splits[name]}, "test": None}) for name in splits if splits[name] is not None]
+    nothing = dict.fromkeys(_SPLITS)
+    return [(name, {**plain, **nothing, "train": plain[name]}) for name in _SPLITS if isinstance(plain.get(name), dict)]
 
 
 def _open(values: dict[str, Any]) -> Any:

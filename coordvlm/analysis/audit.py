@@ -10,8 +10,9 @@ from coordvlm.analysis.checks_boxes import check_boxes, size_histogram
 from coordvlm.analysis.checks_classes import check_classes, check_classes_between, class_histogram
 from coordvlm.analysis.checks_images import check_images, chosen_images
 from coordvlm.analysis.checks_phrases import check_phrases, length_histogram
+from coordvlm.analysis.checks_read import view_split
 from coordvlm.analysis.checks_splits import check_splits
-from coordvlm.analysis.checks_view import SplitView, view_split
+from coordvlm.analysis.checks_view import SplitView
 from coordvlm.analysis.image_facts import read_facts, same_content
 from coordvlm.data.source import SPLITS, DataSource
 from coordvlm.reports.audit_data import Audit, Example, Finding, Histogram, Level
@@ -31,10 +32,8 @@ def views_of(source: DataSource, settings: CheckSettings, *, on_error: str) -> t
     findings: list[Finding] = []
     for name in getattr(source, "splits", SPLITS):
         try:
-            if source.split(name).name in {v.name for v in views}:
-                continue
-            strict = name == "train" and on_error == "raise"
-            views.append(view_split(source, name, strict=strict, num_samples=settings.num_samples))
+            if source.split(name).name not in {v.name for v in views}:
+                views += view_split(source, name, strict=on_error == "raise", num_samples=settings.num_samples)
         except ConfigError:
             continue  # not configured
         except DataError as error:

@@ -84,7 +84,7 @@ def _use(view: SplitView, tally: Tally) -> list[Finding]:
         found.append(stated("classes", "imbalance", view.name, 0, "no boxes", "how much more frequent the most frequent class is"))
 
     found.append(tally("unused", unused, "classes of the list that no box has", Level.OK if view.generated else Level.NOTE))
-    if view.name == "train" and not view.generated:
+    if view.trains and not view.generated:
         rare = used[counts[used] < _RARE]
         found.append(tally("rare", rare, f"fewer than {_RARE} boxes to learn a class from", Level.NOTE,
                            value=lambda i: [view.category_names[i], int(counts[i])]))
@@ -113,13 +113,13 @@ def _usual(view: SplitView, settings: CheckSettings) -> list[Finding]:
 
 def check_classes_between(views: Sequence[SplitView]) -> list[Finding]:
     """Classes that are scored and never taught."""
-    train = next((v for v in views if v.name == "train" and v.phrases is None and not v.generated), None)
+    train = next((v for v in views if v.trains and v.phrases is None and not v.generated), None)
     found: list[Finding] = []
     if train is None:
         return found
     taught = {name for name, n in zip(train.category_names, _counts(train).tolist(), strict=True) if n}
     for view in views:
-        if view.name == "train" or view.phrases is not None:
+        if view.trains or view.phrases is not None:
             continue
         new = [(name, n) for name, n in zip(view.category_names, _counts(view).tolist(), strict=True) if n and name not in taught]
         rule = "classes with boxes that are scored and not one to learn from" if new else "every class that is scored can be learnt"

@@ -44,7 +44,7 @@ def check_images(view: SplitView, facts: ImageFacts, groups: Sequence[Sequence[i
         *_sizes(view, facts, tally),
         _modes(view, facts),
         *_twins(view, facts, groups, tally),
-        stated("images", "decoded", view.name, decoded, f"{decoded:,} of {count:,}",
+        stated("images", "decoded", view.name, int(facts.readable.sum()), f"{facts.readable.sum():,} of {count:,}",
                "images whose pixels were read; full=true reads all, otherwise num_images of each split"),
     ]
 

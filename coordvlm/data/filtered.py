@@ -76,15 +76,15 @@ class SomeImages:
     """A ``Split`` of some positions of another one."""
 
     def __init__(self, split: Split, positions: NDArray[np.int64]) -> None:
-        self._split, self._positions = split, positions
+        self.split, self._positions = split, positions
 
     @property
     def name(self) -> str:
-        return self._split.name
+        return self.split.name
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        return self._split.ids[self._positions]
+        return self.split.ids[self._positions]
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -95,13 +95,13 @@ class SomeImages:
 
     def num_objects(self) -> NDArray[np.int64]:
         """int64[len]: targets per image; quick if the other split knows them."""
-        counts = self._split.num_objects() if isinstance(self._split, CountsObjects) else _counted(self._split)
+        counts = self.split.num_objects() if isinstance(self.split, CountsObjects) else _counted(self.split)
         return counts[self._positions]
 
     def sample(self, index: int, epoch: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} samples, asked for {index}")
-        return self._split.sample(int(self._positions[index]), epoch)
+        return self.split.sample(int(self._positions[index]), epoch)
 
 
 def limit_objects(source: DataSource, *, max_objects: int, on_too_many: str) -> DataSource:

@@ -59,7 +59,7 @@ class MixedSplit:
     name = "train"
 
     def __init__(self, parts: Sequence[Part], *, num_samples: int, seed: int) -> None:
-        self._parts, self._seed = list(parts), seed
+        self.parts, self._seed = tuple(parts), seed
         self.shares = shares([p.weight for p in parts], num_samples)
         self._starts = np.cumsum([0, *self.shares])
         self._draws: dict[int, list[NDArray[np.int64]]] = {}
@@ -70,7 +70,7 @@ class MixedSplit:
     @property
     def ids(self) -> NDArray[np.int64]:
         """int64[len]: those of epoch 0. A sample that is drawn twice in an epoch stands there twice."""
-        drawn = zip(self._parts, self._drawn(0), strict=True)
+        drawn = zip(self.parts, self._drawn(0), strict=True)
         return np.concatenate([part.split.ids[at] + part.offset for part, at in drawn])
 
     @property
@@ -80,7 +80,7 @@ class MixedSplit:
     def num_objects(self) -> NDArray[np.int64]:
         """int64[len]: targets per sample of epoch 0; one for parts that cannot tell, which have one thing per phrase."""
         ones = np.ones(len(self), dtype=np.int64)
-        counted = [p.split.num_objects() if isinstance(p.split, CountsObjects) else None for p in self._parts]
+        counted = [p.split.num_objects() if isinstance(p.split, CountsObjects) else None for p in self.parts]
         for start, at, counts in zip(self._starts.tolist(), self._drawn(0), counted, strict=False):
             if counts is not None:
                 ones[start : start + len(at)] = counts[at]
@@ -90,7 +90,7 @@ class MixedSplit:
         if not 0 <= index < len(self):
             raise IndexError(f"train has {len(self)} samples, asked for {index}")
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._parts[which].sample(int(self._drawn(epoch)[which][index - self._starts[which]]), epoch)
+        return self.parts[which].sample(int(self._drawn(epoch)[which][index - self._starts[which]]), epoch)
 
     def _drawn(self, epoch: int) -> list[NDArray[np.int64]]:
         """Positions in each part that this epoch uses."""
@@ -99,7 +99,7 @@ class MixedSplit:
                 self._draws.pop(next(iter(self._draws)))
             self._draws[epoch] = [
                 _turns(self._seed, part.member, len(part.split), epoch * share, (epoch + 1) * share)
-                for part, share in zip(self._parts, self.shares, strict=True)
+                for part, share in zip(self.parts, self.shares, strict=True)
             ]
         return self._draws[epoch]
 
@@ -126,7 +126,7 @@ class JoinedSplit:
     """All samples of several parts, one part after the other."""
 
     def __init__(self, name: str, parts: Sequence[Part]) -> None:
-        self.name, self._parts = name, list(parts)
+        self.name, self.parts = name, tuple(parts)
         self._starts = np.cumsum([0, *(len(p.split) for p in parts)])
 
     def __len__(self) -> int:
@@ -134,10 +134,10 @@ class JoinedSplit:
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        return np.concatenate([p.split.ids + p.offset for p in self._parts])
+        return np.concatenate([p.split.ids + p.offset for p in self.parts])
 
     def sample(self, index: int, epoch: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} samples, asked for {index}")
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._parts[which].sample(index - int(self._starts[which]), epoch)
+        return self.parts[which].sample(index - int(self._starts[which]), epoch)

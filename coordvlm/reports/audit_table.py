@@ -17,6 +17,8 @@ from coordvlm.reports.page import visible
 STYLES = {Level.OK: "dim", Level.NOTE: "cyan", Level.WARN: "yellow", Level.FAIL: "bold red"}
 #: Examples that the terminal shows of each check; audit.json and the page have more.
 _SHOWN = 3
+#: Splits that have a column each.
+_MOST_COLUMNS = 3
 _RULE_WIDTH = 32
 
 
@@ -73,12 +75,37 @@ def audit_table(audit: Audit, title: str) -> Group:
 
 
 def _topic(heading: str, findings: Sequence[Finding]) -> Table:
-    table = Table(title=heading, title_justify="left", header_style="dim", box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    wide = len(splits_of(findings)) <= _MOST_COLUMNS
+    return _wide_topic(heading, findings) if wide else _short_topic(heading, findings)
+
+
+def _short_topic(heading: str, findings: Sequence[Finding]) -> Table:
+    """A row per finding worth a look, where a column per split would not fit."""
+    fine = sum(f.level is Level.OK for f in findings)
+    table = _frame(f"{heading} ({fine} of {len(findings)} checks are ok and not shown)")
+    for column in ("split", "found"):
+        table.add_column(column, justify="right" if column == "found" else "left", no_wrap=True)
+    table.add_column("what should hold", min_width=_RULE_WIDTH)
+    for f in sorted((f for f in findings if f.level > Level.OK), key=lambda f: -f.level):
+        style = STYLES[f.level]
+        table.add_row(Text(f.level.key, style=style), words(visible(f.check)), Text(visible(f.split)), Text(visible(f.shown), style=style),
+                      Text(visible(f.rule)))
+    return table
+
+
+def _frame(title: str) -> Table:
+    table = Table(title=title, title_justify="left", header_style="dim", box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
     table.add_column("level", no_wrap=True)
     table.add_column("check", no_wrap=True)
+    return table
+
+
+def _wide_topic(heading: str, findings: Sequence[Finding]) -> Table:
+    """A row per check and a column per split."""
+    table = _frame(heading)
     splits = splits_of(findings)
     for split in splits:
-        table.add_column(Text(split), justify="right", no_wrap=len(splits) <= 4)
+        table.add_column(Text(split), justify="right", no_wrap=True)
     table.add_column("what should hold", min_width=_RULE_WIDTH)
     for row in rows(findings):
         cells = [_cell(row.by_split.get(split), row.level) for split in splits]
