@@ -222,7 +222,7 @@ class _Writer:
         if self._last is None or self._last[0] != request.image:
             self._last = request.image, self.frames.frame(request.image, where=request.image)
         boxes = [Box(f.box, f"{f.score:.2f}" if answer.phrase is not None else f"{f.desc} {f.score:.2f}") for f in answer.boxes]
-        words = {"boxes": "", "none": "none", "nothing": "no answer that can be read"}[answer.kind]
+        words = {"boxes": "", "none": "answer: none", "nothing": "no answer that can be read"}[answer.kind]
         picture = draw_answer(self._last[1], boxes, asked=answer.phrase or "", found=words)
         name = f"{OVERLAYS}/{number:05d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', request.image.stem)[:80]}.jpg"
         (self.files.folder / OVERLAYS).mkdir(exist_ok=True)
