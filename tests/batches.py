@@ -57,6 +57,7 @@ def make_batch(
     slot_pos = (kinds_BT.flatten() == 1).nonzero().squeeze(1)
     text_target = input_ids.flatten()[text_pos]
     num = len(boxes)
+    single = [b for b, sample in enumerate(boxes) if len(sample) == 1]
     return Batch(
         input_ids=input_ids,
         lengths=lengths,
@@ -79,6 +80,9 @@ def make_batch(
         ids=tuple(ids) if ids is not None else tuple(f"image_{b}" for b in range(num)),
         sizes=((640, 480),) * num,
         window=window,
+        query_row=torch.tensor([b * width + int(lengths[b]) - 2 for b in single], dtype=torch.long),
+        query_box=torch.tensor([boxes[b][0] for b in single]).view(-1, 4),
+        query_sample=torch.tensor(single, dtype=torch.long),
     )
 
 
@@ -102,6 +106,8 @@ def output_of(logits_BTV: Tensor, batch: Batch) -> ModelOutput:
         slot_logits=slot[:, NUM_TEXT:],
         slot_lse=slot.logsumexp(-1),
         slot_correct=slot.argmax(-1) == batch.slot_bin + NUM_TEXT,
+        box_head_end=rows[batch.query_row, :4].sigmoid(),
+        box_head_start=rows[batch.query_sample * batch.input_ids.shape[1] + 2, :4].sigmoid(),
     )
 
 

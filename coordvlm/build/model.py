@@ -18,6 +18,7 @@ from coordvlm.models.adapters import Lora, add_adapter
 from coordvlm.models.backbone import Backbone
 from coordvlm.models.checkpointing import parse_checkpointing
 from coordvlm.models.coord_rows import CoordRows
+from coordvlm.models.heads import build_heads
 from coordvlm.models.loading import LoadedModel
 from coordvlm.models.quantise import QLora, settle_quantisation
 from coordvlm.models.tokens import END_OF_TURN, add_coord_tokens, coord_vocab
@@ -97,6 +98,7 @@ def build_model(cfg: DictConfig) -> Model:
         image_std=loaded.image_std,
         freeze=list(cfg.model.freeze),
         checkpoint_every=checkpointing if isinstance(checkpointing, int) else 0,  # auto: settled with the first batch
+        heads=build_heads(_needs(cfg), table.shape[1], seed=cfg.seed),
     )
     if adapter is not None:
         add_adapter(backbone, adapter, source=loaded.source, seed=cfg.seed, matrices=loaded.matrices)
@@ -129,6 +131,12 @@ def _load(cfg: DictConfig, adapter: Lora | None) -> LoadedModel:
     load = instantiate(cfg.model.load, _partial_=True)
     quantise = settle_quantisation(adapter, settle(cfg.trainer), load)
     return load() if quantise is None else load(quantise=quantise)  # type: ignore[no-any-return]
+
+
+def _needs(cfg: DictConfig) -> frozenset[str]:
+    """What the recipe reads of the model; nothing where nothing is trained."""
+    recipe = OmegaConf.select(cfg, "loss")
+    return frozenset() if recipe is None else instantiate(recipe).needs  # type: ignore[no-any-return]
 
 
 def _prompt(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, image_id: int) -> PromptBuilder:

@@ -55,7 +55,7 @@ def load_trained(folder: Path, backbone: nn.Module, contract: Contract, *, warm:
 
     Args:
         warm: to train on from there: only what the tokens mean must be equal (``Contract.require_same_tokens``), a model with an adapter
-            may take the weights of one without, and whatever the checkpoint holds must be kept by the checkpoints to come.
+            or heads may take the weights of one without, and whatever the checkpoint holds must be kept by the checkpoints to come.
     Raises:
         ContractError: another contract, another base, or weights of another model (names or shapes differ).
     """
@@ -65,6 +65,8 @@ def load_trained(folder: Path, backbone: nn.Module, contract: Contract, *, warm:
     adapted = read_adapter(folder, adapter)
     parameters = {base_name(name): p for name, p in backbone.named_parameters()}
     absent = {name for name, p in parameters.items() if p.requires_grad} - set(state) - set(adapted)
+    if warm:  # heads start anew, on weights that were trained without
+        absent = {name for name in absent if not name.startswith("heads.")}
     if warm and not adapted:  # the adapter starts anew, on weights that were trained whole
         absent = {name for name in absent if not is_adapter(name)}
     if adapter is not None and absent and not adapted and all(map(is_adapter, absent)):

@@ -1,7 +1,7 @@
 """What the collator hands to the model. Every position a loss, a probe or a head needs is an index here.
 
 Shapes: B samples, T tokens (right-padded), R supervised non-coordinate tokens, N supervised coordinate slots, M boxes,
-I images, P vision patches before merging, Nv image tokens after merging.
+I images, P vision patches before merging, Nv image tokens after merging, Q samples with exactly one target box.
 
 **Every ``*_row`` is the flat position b*T + t that predicts the token, i.e. the token itself sits at t + 1.**
 """
@@ -39,6 +39,8 @@ class Encoded:
         size: (width, height) of the displayed source image.
         num_dropped: objects left out of the target by ``max_objects`` or ``on_error=skip``.
         phrase: the referring phrase; None in detection.
+        query_box: float32[4], normalised xyxy, of a sample with exactly one target box and an answer; else None. For regression heads,
+            in every format.
     """
 
     id: int | str
@@ -55,6 +57,11 @@ class Encoded:
     size: tuple[int, int]
     num_dropped: int = 0
     phrase: str | None = None
+    query_box: NDArray[np.float32] | None = None
+
+
+def _no_rows() -> Tensor:
+    return torch.zeros(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Batch:
         counts: ``{"text": R, "slot": N, "box": M}``, from labels.
         ids: B sample ids. sizes: B (width, height) of the displayed source image. phrases: B referring phrases, None in detection.
         window: set by the training loader; None elsewhere.
+        query_row: long[Q], predicts the end of turn. query_box: float32[Q, 4], normalised xyxy, not quantised. query_sample: long[Q].
     """
 
     input_ids: Tensor
@@ -114,6 +122,9 @@ class Batch:
     window: Window | None = None
     num_dropped: int = field(default=0)
     phrases: tuple[str | None, ...] = ()
+    query_row: Tensor = field(default_factory=_no_rows)
+    query_box: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    query_sample: Tensor = field(default_factory=_no_rows)
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])

@@ -12,7 +12,7 @@ from torch import Tensor
 class ModelOutput:
     """Only what was asked for (``needs``) is set; everything is float32.
 
-    Shapes: R text rows, N slots, K coordinate bins.
+    Shapes: R text rows, N slots, K coordinate bins, Q samples with exactly one target box.
 
     Args:
         text_nll: float32[R], ``lse(z) - z_target`` over all live columns.
@@ -20,7 +20,9 @@ class ModelOutput:
         text_correct: bool[R], no live column scores above the target. slot_correct: bool[N], likewise.
         slot_logits: float32[N, K], the coordinate columns in bin order.
         slot_lse: float32[N], ``lse(z)`` over all live columns.
-        head_output: outputs of regression heads by name.
+        box_head_end, box_head_start: float32[Q, 4], the regression head's boxes as normalised xyxy, from the state that predicts the end
+            of turn and from the one that predicts the first token of the answer.
+        head_output: outputs of further regression heads by name.
     """
 
     text_nll: Tensor | None = None
@@ -30,6 +32,8 @@ class ModelOutput:
     slot_logits: Tensor | None = None
     slot_lse: Tensor | None = None
     slot_correct: Tensor | None = None
+    box_head_end: Tensor | None = None
+    box_head_start: Tensor | None = None
     head_output: Mapping[str, Tensor] | None = None
 
 

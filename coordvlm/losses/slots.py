@@ -26,6 +26,7 @@ ITEMS: dict[str, tuple[Callable[[Batch], int], Callable[[Batch], Tensor]]] = {
     "text": (lambda b: b.text_row.shape[0], lambda b: _samples_of_rows(b.text_row, b)),
     "slot": (lambda b: b.slot_row.shape[0], lambda b: _samples_of_rows(b.slot_row, b)),
     "box": (lambda b: b.box_slot.shape[0], lambda b: b.box_sample),
+    "query": (lambda b: b.query_row.shape[0], lambda b: b.query_sample),
 }
 
 
@@ -66,6 +67,10 @@ class Slots:
     @property
     def slot_lse(self) -> Tensor:
         return self._given("slot_lse")
+
+    def box_head(self, at: str) -> Tensor:
+        """float[Q, 4] boxes of the regression head, normalised xyxy; ``at``: ``end`` or ``start``."""
+        return self._given(f"box_head_{at}")
 
     @property
     def slot_bin(self) -> Tensor:

@@ -25,7 +25,7 @@ from coordvlm.utils.errors import ConfigError
 
 AVERAGES = ("token", "group")
 #: The phase-1 name of the part of the loss that a kind of item makes up.
-PHASE1_PART = {"text": "text_loss", "slot": "coord_ce_loss", "box": "coord_loss"}
+PHASE1_PART = {"text": "text_loss", "slot": "coord_ce_loss", "box": "coord_loss", "query": "coord_loss"}
 _OUTPUT_FIELDS = frozenset(f.name for f in fields(ModelOutput))
 
 

@@ -25,11 +25,12 @@ from coordvlm.models.adapters import Adapter, merged_state
 from coordvlm.models.checkpointing import set_checkpointing, suspended
 from coordvlm.models.coord_rows import CoordRows
 from coordvlm.models.head import full_logits, lse_and_target
+from coordvlm.models.heads import HEAD_OUTPUTS
 from coordvlm.models.loading import FAMILIES
 from coordvlm.models.vision import PixelNorm, specialise_for_stills
 from coordvlm.utils.errors import ConfigError
 
-NEEDS = frozenset({"text_nll", "text_lse", "text_coord_lse", "text_correct", "slot_logits", "slot_lse", "slot_correct"})
+NEEDS = frozenset({"text_nll", "text_lse", "text_coord_lse", "text_correct", "slot_logits", "slot_lse", "slot_correct", *HEAD_OUTPUTS})
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Backbone(nn.Module):
         image_mean, image_std: of the family's image processor.
         freeze: parts that do not train: any of ``vision``, ``merger``, ``language``.
         checkpoint_every: gradient checkpointing of every n-th layer of the parts that train; 0: none.
+        heads: regression heads by name (``heads.build_heads``); none by default.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Backbone(nn.Module):
         image_std: Sequence[float],
         freeze: Collection[str] = (),
         checkpoint_every: int = 0,
+        heads: nn.ModuleDict | None = None,
     ) -> None:
         super().__init__()
         if hf_model.config.model_type not in FAMILIES:
@@ -72,6 +75,7 @@ class Backbone(nn.Module):
         self.hf = hf_model
         self.vocab = vocab
         self.rows = rows
+        self.heads = nn.ModuleDict() if heads is None else heads
         self.pixel_norm = PixelNorm(image_mean, image_std)
         self.adapter: Adapter | None = None  # see ``adapters.add_adapter``
         self.frozen = frozenset(freeze)
@@ -179,10 +183,10 @@ class Backbone(nn.Module):
         if features is None:
             features = self.image_features(batch.pixels, batch.image_grid_thw)
         hidden = self.hidden(batch.input_ids, batch.position_ids, features=features, image_pos=batch.image_pos)
-        return self.heads(hidden.flatten(0, 1), batch, needs)
+        return self.read(hidden.flatten(0, 1), batch, needs)
 
-    def heads(self, flat_hidden: Tensor, batch: Batch, needs: Collection[str]) -> ModelOutput:
-        """Apply the head to the rows that ``needs`` reads. ``flat_hidden``: [B * T, D]."""
+    def read(self, flat_hidden: Tensor, batch: Batch, needs: Collection[str]) -> ModelOutput:
+        """Apply the heads to the rows that ``needs`` reads. ``flat_hidden``: [B * T, D]."""
         out: dict[str, Any] = {}
         k = self.rows.num_bins
         text = {"text_nll", "text_lse", "text_coord_lse", "text_correct"} & set(needs)
@@ -207,7 +211,21 @@ class Backbone(nn.Module):
             values = {"text_nll": (lse - z_target)[:num_text], "text_lse": lse[:num_text], "text_coord_lse": coord[:num_text]}
             values |= {"text_correct": best[:num_text], "slot_lse": lse[num_text:], "slot_correct": best[num_text:]}
             out.update({name: values[name] for name in text | slots})
+        for name in sorted(HEAD_OUTPUTS.keys() & set(needs)):
+            out[name] = self._head(name)(flat_hidden[self._query_rows(name, batch)])  # also of no rows: every rank uses every head
         return ModelOutput(**out)
+
+    def _head(self, output: str) -> nn.Module:
+        if HEAD_OUTPUTS[output] not in self.heads:
+            raise ValueError(f"{output} needs the head {HEAD_OUTPUTS[output]!r}, and this model has been built with {list(self.heads)}")
+        return self.heads[HEAD_OUTPUTS[output]]
+
+    @staticmethod
+    def _query_rows(output: str, batch: Batch) -> Tensor:
+        """long[Q]: flat positions of the states that a head reads."""
+        if output.endswith("_end"):
+            return batch.query_row
+        return batch.query_sample * batch.input_ids.shape[1] + batch.prompt_lengths[batch.query_sample] - 1
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """float32[R, num_columns] for a few rows; dead columns are -inf. Columns become ids through ``rows.token_ids``."""

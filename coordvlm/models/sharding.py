@@ -32,7 +32,7 @@ def shard(backbone: Any, mesh: DeviceMesh) -> None:
 def replicated(backbone: Any) -> list[nn.Parameter]:
     """Parameters that every rank holds whole."""
     trained = [] if backbone.adapter is None else [p for p in backbone.hf.parameters() if p.requires_grad]
-    return [*backbone.rows.parameters(), *trained]
+    return [*backbone.rows.parameters(), *backbone.heads.parameters(), *trained]
 
 
 def units(module: nn.Module) -> list[FSDPModule]:

@@ -14,7 +14,7 @@ from coordvlm.modules.joint import JointOptimizer
 from coordvlm.utils.errors import ConfigError
 
 SCHEDULES = ("constant", "linear", "cosine")
-GROUPS = ("language", "vision", "merger", "adapter", "rows")
+GROUPS = ("language", "vision", "merger", "adapter", "rows", "heads")
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class OptimSettings:
 
     Args:
         lr: learning rate of every group not named in ``group_lr``.
-        group_lr: group -> learning rate; groups are ``language``, ``vision``, ``merger``, ``adapter`` (wherever it sits)
-            and ``rows`` (new-token rows).
+        group_lr: group -> learning rate; groups are ``language``, ``vision``, ``merger``, ``adapter`` (wherever it sits),
+            ``rows`` (new-token rows) and ``heads`` (regression).
         weight_decay: on matrices; never on norms, biases, embeddings' new rows or the ViT's position table.
         betas, eps: Adam's.
         schedule: ``cosine``, ``linear`` or ``constant`` after warm-up, down to ``final_lr`` x lr.
@@ -77,6 +77,8 @@ def group_of(name: str) -> str:
     """Which group a parameter of a ``Backbone`` belongs to, by its canonical name."""
     if name.startswith("rows."):
         return "rows"
+    if name.startswith("heads."):
+        return "heads"
     if ".lora_" in name:
         return "adapter"
     if ".visual." in name:
@@ -87,7 +89,8 @@ def group_of(name: str) -> str:
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     """What Muon is for: weights between hidden states. Not embeddings, heads, new rows, position tables, convolutions
     or the factors of an adapter."""
-    return parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "rows.", ".lora_"))
+    other = name.startswith("heads.") or any(part in name for part in ("embed", "lm_head", "rows.", ".lora_"))
+    return parameter.ndim == 2 and not other
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], settings: OptimSettings) -> list[dict[str, Any]]:

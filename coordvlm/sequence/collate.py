@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from coordvlm.contracts import COORD, END, Batch, Encoded, ResizeRule, Sample
+from coordvlm.coords.grid import to_norm
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.sequence.positions import rope_positions
 from coordvlm.sequence.prompt import PromptBuilder
@@ -73,10 +74,18 @@ class SequenceEncoder:
             size=(sample.width, sample.height),
             num_dropped=answer.num_dropped if answer else 0,
             phrase=sample.phrase,
+            query_box=_only_box(sample) if answer else None,
         )
 
     def collate(self, encoded: Sequence[Encoded]) -> Batch:
         return collate(encoded, self.vocab, merge=self.resize.merge)
+
+
+def _only_box(sample: Sample) -> NDArray[np.float32] | None:
+    """float32[4] in [0, 1] of a sample with exactly one object."""
+    if len(sample.objects) != 1 or (box := sample.objects[0].box_xyxy_px) is None:
+        return None
+    return np.clip(to_norm(box, sample.width, sample.height), 0, 1).astype(np.float32)
 
 
 def collate(encoded: Sequence[Encoded], vocab: CoordVocab, *, merge: int) -> Batch:
@@ -105,6 +114,8 @@ def collate(encoded: Sequence[Encoded], vocab: CoordVocab, *, merge: int) -> Bat
         box_prev.append(np.where(e.box_prev >= 0, e.box_prev + num_boxes, -1))
         assert len(e.slot_bin) == int(is_slot.sum()) == 4 * boxes, f"sample {e.id}: slots, coordinates and boxes disagree"
         num_slots, num_boxes = num_slots + 4 * boxes, num_boxes + boxes
+    queries = [b for b, e in enumerate(encoded) if e.query_box is not None]
+    query_box = np.asarray([e.query_box for e in encoded if e.query_box is not None], dtype=np.float32).reshape(-1, 4)
     slot_bin = np.concatenate([e.slot_bin for e in encoded])
     slot_value = np.concatenate([e.slot_value for e in encoded])
     if len(slot_bin) and not (slot_bin.min() >= 0 and slot_bin.max() < vocab.num_bins):
@@ -138,4 +149,7 @@ def collate(encoded: Sequence[Encoded], vocab: CoordVocab, *, merge: int) -> Bat
         sizes=tuple(e.size for e in encoded),
         num_dropped=sum(e.num_dropped for e in encoded),
         phrases=tuple(e.phrase for e in encoded),
+        query_row=torch.tensor([b * width + lengths[b] - 2 for b in queries], dtype=torch.long),
+        query_box=torch.from_numpy(query_box),
+        query_sample=torch.tensor(queries, dtype=torch.long),
     )

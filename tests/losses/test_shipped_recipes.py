@@ -20,6 +20,8 @@ from tests.batches import K9, K999, RAGGED, make_batch, output_of, random_logits
 
 CONF = Path(__file__).parents[2] / "conf"
 PHASE1 = ("ce", "coordexp", "hybrid")
+#: Recipes that keep the flags of phase 1.
+FLAGGED = (*PHASE1, "ce_box_head")
 ALL = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
 SOFT = {"text_ce": 1, "soft_ce": 1, "w1": 0.05, "gate": 1}
 SEED = {"text_ce": 1, "soft_ce": 2, "w1": 1 / 999, "gate": 2}
@@ -59,7 +61,7 @@ def _small(recipe: WeightedSum) -> WeightedSum:
 
 
 def test_every_recipe_without_flags_has_its_weights_here() -> None:
-    assert set(WEIGHTS) | set(PHASE1) == set(ALL)
+    assert set(WEIGHTS) | set(FLAGGED) == set(ALL)
 
 
 @pytest.mark.parametrize("loss", WEIGHTS)
@@ -110,6 +112,17 @@ def test_ciou_stands_where_giou_did() -> None:
     assert _recipe("coordexp_ciou", "loss.terms.ciou.weight=0", "loss.terms.log_wh.weight=0.1").weights == {
         "text_ce": 1, "gate": 1, "l1": 5, "log_wh": 0.1,
     }
+
+
+def test_the_head_adds_its_terms_to_whatever_the_flags_choose() -> None:
+    head = {"head_l1": 5, "head_giou": 2}
+    assert _recipe("ce_box_head").weights == _recipe("ce").weights | head
+    assert _recipe("ce_box_head", "loss.use_coordexp_loss=true", "loss.use_geom_loss=true").weights.keys() >= {"l1", "giou", *head}
+    assert _recipe("ce_box_head").needs >= {"box_head_end"}
+    at_start = [f"loss.terms.{name}.term.at=start" for name in head]
+    assert {n for n in _recipe("ce_box_head", *at_start).needs if n.startswith("box_head")} == {"box_head_start"}
+    with pytest.raises(ConfigError, match="at must be one of end, start, got 'middle'"):
+        _recipe("ce_box_head", "loss.terms.head_l1.term.at=middle")
 
 
 # --- no flags ---------------------------------------------------------------------------------------------------------
@@ -180,8 +193,9 @@ def test_parts_add_up_and_a_batch_without_a_box_is_finite(loss: str) -> None:
 @pytest.mark.parametrize(("loss", "coords"), [*((loss, "qwen1000") for loss in ALL), ("ce", "pixel"), ("ce", "unit")])
 def test_with_coordinates_in_digits_only_one_mean_over_all_tokens_has_a_meaning(loss: str, coords: str) -> None:
     recipe = _recipe(loss, f"coords={coords}")
-    if loss == "ce":
-        assert recipe.without_slots(format="json_digits").weights == {"text_ce": 1}
+    if loss in ("ce", "ce_box_head"):  # a head needs no coordinate token
+        head = {"head_l1": 5, "head_giou": 2} if loss == "ce_box_head" else {}
+        assert recipe.without_slots(format="json_digits").weights == {"text_ce": 1, **head}
         return
     with pytest.raises(ConfigError, match=r"^loss term '\w+' reads coordinate tokens, but sequence\.format=json_digits .* use loss=ce$"):
         recipe.without_slots(format="json_digits")
