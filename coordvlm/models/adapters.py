@@ -56,9 +56,9 @@ class Lora:
     def __post_init__(self) -> None:
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise ConfigError(f"adapter.r must be a whole number above zero, got {self.r!r}")
-        if not 0 < float(self.alpha) < float("inf"):
+        if not _is_number(self.alpha) or not 0 < self.alpha < float("inf"):
             raise ConfigError(f"adapter.alpha must be positive, got {self.alpha!r}; 0 would switch the adapter off")
-        if not 0 <= float(self.dropout) < 1:
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ConfigError(f"adapter.dropout must be in [0, 1), got {self.dropout!r}")
         try:
             re.compile(self.pattern)
@@ -86,6 +86,10 @@ class Lora:
             base_model_name_or_path=base,
             revision=revision or None,
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Adapter:
