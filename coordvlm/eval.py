@@ -139,8 +139,10 @@ def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path
         if scored.checkpoint is not None:
             load_trained(scored.checkpoint, experiment.model.backbone, experiment.model.contract)
     experiment.data.trainer = trainer  # says which share of the images is this process's
+    controls = finish.control_phrases(cfg.controls, cfg.control_samples)
     if not record.writes:  # rank 0 writes down what all ranks decode
-        trainer.test(experiment.module, dataloaders=experiment.data.eval_dataloader(cfg.split), verbose=False)
+        loader = experiment.data.eval_dataloader(cfg.split)
+        finish.decode_along(trainer, experiment=experiment, loader=loader, asked=cfg.split, controls=controls)
         return None
     record.update(protocol=experiment.protocol["hash"], decode=experiment.decode)
     if scored.checkpoint is None:
@@ -165,6 +167,7 @@ def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path
         log=scored.log,
         selected_on=scored.selected_on,
         compare=None if base is None else base.compare,
+        controls=controls,
     )
 
 

@@ -109,6 +109,7 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
     from coordvlm.modules.trains import what_trains
     from coordvlm.reports.trains import as_text
 
+    controls = finish.control_phrases(cfg.controls, cfg.control_samples)
     backbone, source = experiment.model.backbone, experiment.source
     counts, trains = _data_counts(experiment), what_trains(backbone, experiment.module.optim, precision=settle(cfg.trainer).precision)
     record.update(
@@ -136,7 +137,7 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
         selected={"checkpoint": best, "on": "val", "images": len(experiment.val_truth.image_ids), "by": cfg.callbacks.checkpoint.monitor}
     )
     if not record.writes:  # rank 0 writes down what all ranks decode
-        trainer.test(experiment.module, dataloaders=experiment.data.test_dataloader(), verbose=False)
+        finish.decode_along(trainer, experiment=experiment, loader=experiment.data.test_dataloader(), asked="test", controls=controls)
         return None
     return finish.score_and_report(
         run_dir,
@@ -147,6 +148,7 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
         record=record,
         title=experiment.title,
         compare=None if base is None else base.compare,
+        controls=controls,
     )
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, metrics.csv, predictions.jsonl and bootstrap.npz in the run folder."""
+"""What every evaluation leaves behind: metrics.json, metrics.csv, predictions.jsonl and bootstrap.npz in the run folder."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coordvlm.contracts import Evaluation, GroundTruth, Prediction
+from coordvlm.contracts import Evaluation, GroundTruth, PhraseTruth, Prediction
+from coordvlm.metrics.phrase_log import phrase_fields
+from coordvlm.metrics.phrases import outcomes
 from coordvlm.metrics.records import TruthIndex, evaluation_to_json, prediction_to_line
 from coordvlm.metrics.replicates import save_replicates
 from coordvlm.reports.tables import metrics_csv
 from coordvlm.utils.files import atomic_write_json, atomic_write_text
 
 #: Metrics shown when read-outs are compared.
-READOUT_METRICS = ("AP", "AP50", "AP75", "F1_50", "px_mean", "px_median", "parse_rate")
+READOUT_METRICS = ("AP", "AP50", "AP75", "F1_50", "acc_50", "acc_75", "iou_mean_all", "px_mean", "px_median", "parse_rate")
 
 
 def write_evaluation(
@@ -32,7 +34,7 @@ def write_evaluation(
     prompt: Callable[[int | str], str],
     sha1: Callable[[int | str], str | None],
 ) -> None:
-    """Write all four files; each replaces an earlier one as a whole.
+    """Write all four files; each replaces an earlier one as a whole. Lines of a ``PhraseTruth`` hold their phrase and IoU too.
 
     Args:
         seed: of the bootstrap weights. selected_on: "" for a model that was not selected.
@@ -44,6 +46,9 @@ def write_evaluation(
     index = TruthIndex(truth, evaluation.pairs)
     ordered = sorted(predictions, key=lambda p: p.sample_id)  # type: ignore[arg-type, return-value]
     lines = [prediction_to_line(p, index, prompt=prompt(p.sample_id), sha1=sha1(p.sample_id)) for p in ordered]
+    if isinstance(truth, PhraseTruth):
+        more = phrase_fields(truth, outcomes(truth, {int(p.sample_id): p for p in ordered}))
+        lines = [line | more[int(line["id"])] for line in lines]
     atomic_write_text(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     save_replicates(folder / "bootstrap.npz", evaluation, image_ids=truth.image_ids, seed=seed)
 

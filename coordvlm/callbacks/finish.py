@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ from typing import Any
 import lightning
 from rich.console import Console
 
+from coordvlm.callbacks import phrase_findings
 from coordvlm.callbacks.csv_log import read_curves
 from coordvlm.callbacks.evaluation_writer import readout_table, write_evaluation
 from coordvlm.callbacks.split_images import SplitImages as SplitImages
 from coordvlm.callbacks.tracker import close_trackers
-from coordvlm.contracts import Contract, Evaluation, GroundTruth
+from coordvlm.contracts import Contract, Evaluation, GroundTruth, PhraseTruth
 from coordvlm.reports.base_beside import BaseComparison, beside_table, comparison_to_json
 from coordvlm.reports.run_report import RunSummary, write_run_report
-from coordvlm.reports.tables import metric_table
+from coordvlm.reports.summary import PhraseFindings
+from coordvlm.reports.tables import metric_table, primary
+from coordvlm.utils.errors import ConfigError
 from coordvlm.utils.files import atomic_write_json
 from coordvlm.utils.record import RunRecord
 
@@ -85,6 +89,7 @@ def write_report(
     protocol: Mapping[str, Any] | None = None,
     log: Path | None = None,
     base: BaseComparison | None = None,
+    phrases: PhraseFindings | None = None,
 ) -> Path:
     """Draw the page from what there is; what is missing is named on it."""
     summary = RunSummary(
@@ -101,16 +106,22 @@ def write_report(
         selected_on=selected_on,
         protocol="" if protocol is None else protocol["hash"],
         base=base,
+        phrases=phrases,
     )
     return write_run_report(run_dir / "report.html", summary)
 
 
-def print_result(evaluation: Evaluation, module: Any, report: Path, *, title: str, base: BaseComparison | None = None) -> None:
-    """The metric table, and where the report is."""
+def print_result(
+    evaluation: Evaluation, module: Any, report: Path, *, title: str, base: BaseComparison | None = None,
+    phrases: PhraseFindings | None = None,
+) -> None:
+    """The metric table, what was found of the phrases, and where the report is."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
     console.print(metric_table(evaluation.metrics, readout_table(module.readout_evaluations), title=title))
+    for sentence in () if phrases is None else (*(c.sentence for c in phrases.controls.values()), phrases.offset.sentence):
+        console.print(sentence, markup=False, highlight=False)
     if base is not None:
         console.print(beside_table(base))
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
@@ -128,6 +139,7 @@ def score_and_report(
     log: Path | None = None,
     selected_on: str = "val",
     compare: Callable[[Evaluation, Path], BaseComparison] | None = None,
+    controls: int = 0,
 ) -> float:
     """What ``train`` and ``eval`` end with: score the loaded weights, close the record, draw the page, print the table.
 
@@ -137,8 +149,9 @@ def score_and_report(
         log: the CSV log to draw curves from; default: this run's.
         selected_on: the data that the checkpoint was chosen on; "" for a model that was not chosen.
         compare: sets this evaluation, written to a folder, beside the base that was given.
+        controls: phrases on which the controls of grounding are run, at most; 0: none. ``decode_along`` is told the same.
     Returns:
-        AP.
+        What the task is judged by: AP, or Acc@0.5.
     """
     module, contract = experiment.module, experiment.model.contract
     images = SplitImages(experiment.source.split(asked), experiment.cfg.model.max_source_pixels)
@@ -152,6 +165,7 @@ def score_and_report(
         "record": record,
     }
     evaluation = evaluate_run(run_dir, trainer=trainer, loader=loader, prompt_text=experiment.model.encoder.prompt.prompt_text, **scored)
+    phrases = _look_into(run_dir, experiment, trainer, images, asked, controls, record)
     close_trackers(trainer, ok=True)  # a failure above has closed them already
     record.update(skipped_images=dict(experiment.data.unreadable()))
     base = compare(evaluation, run_dir) if compare is not None else None
@@ -159,6 +173,40 @@ def score_and_report(
         atomic_write_json(run_dir / "base.json", comparison_to_json(base))
         record.update(base={"folder": base.folder, "sentence": base.sentence})
     record.close("finished")
-    report = write_report(run_dir, contract=contract, evaluation=evaluation, log=log, base=base, **scored)
-    print_result(evaluation, module, report, title=title, base=base)
-    return float(evaluation.metrics["AP"].value)
+    report = write_report(run_dir, contract=contract, evaluation=evaluation, log=log, base=base, phrases=phrases, **scored)
+    print_result(evaluation, module, report, title=title, base=base, phrases=phrases)
+    return float(evaluation.metrics[primary(evaluation.metrics)].value)
+
+
+def _look_into(
+    run_dir: Path, experiment: Any, trainer: lightning.Trainer, images: SplitImages, asked: str, controls: int, record: RunRecord
+) -> PhraseFindings | None:
+    """What is looked into when phrases were evaluated; None for other truths."""
+    if not isinstance(experiment.truth, PhraseTruth):
+        return None
+    with record.time("findings"):
+        found = phrase_findings.write_findings(run_dir, experiment, phrase_findings.kinds_of(images, experiment.truth.image_ids.tolist()))
+    if not controls:
+        return found
+    with record.time("controls"):
+        done = phrase_findings.run_controls(experiment, trainer, asked=asked, samples=controls)
+    phrase_findings.write_controls(run_dir, done)
+    return replace(found, controls=done)
+
+
+def control_phrases(on: bool, samples: Any) -> int:
+    """Phrases of each control: ``control_samples`` where ``controls`` is on, else 0.
+
+    Raises:
+        ConfigError: not an integer of at least 1.
+    """
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ConfigError(f"control_samples must be an integer of at least 1, got {samples!r}; controls=false leaves the controls out")
+    return samples if on else 0
+
+
+def decode_along(trainer: lightning.Trainer, *, experiment: Any, loader: Any, asked: str, controls: int = 0) -> None:
+    """What a process that writes nothing does meanwhile: the same decodes as ``score_and_report``."""
+    trainer.test(experiment.module, dataloaders=loader, verbose=False)
+    if controls and isinstance(experiment.truth, PhraseTruth):
+        phrase_findings.run_controls(experiment, trainer, asked=asked, samples=controls)

@@ -62,6 +62,7 @@ class CoordLM(lightning.LightningModule):
         self.evaluation: Evaluation | None = None
         self.readout_evaluations: dict[str, Evaluation] = {}
         self.predictions: list[Prediction] = []
+        self.answers: list[Prediction] = []
         self.guard = FiniteGuard()
         self._window: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._window_counts: Mapping[str, int] = {}
@@ -236,6 +237,21 @@ class CoordLM(lightning.LightningModule):
         self.evaluation = self.readout_evaluations[self.readout]
         everything = [p for part in collectives.gather(self.predictions) for p in part]
         self.predictions = sorted(everything, key=lambda p: p.sample_id)  # type: ignore[arg-type, return-value]
+        release_weights(self.backbone)
+
+    # ---------------------------------------------------------------- predict
+    def on_predict_epoch_start(self) -> None:
+        self.answers = []
+        gather_weights(self.backbone)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> int:
+        """Answers by the reported read-out, as in the test, into ``answers``; the test's results stay. Returns how many."""
+        self.answers += (found := self.predict_batch(batch)[self.readout])
+        return len(found)  # Lightning moves what is returned to the CPU, which frozen dataclasses refuse
+
+    def on_predict_epoch_end(self) -> None:
+        everything = [p for part in collectives.gather(self.answers) for p in part]
+        self.answers = sorted(everything, key=lambda p: p.sample_id)  # type: ignore[arg-type, return-value]
         release_weights(self.backbone)
 
     # ------------------------------------------------------------ checkpoints

@@ -97,7 +97,7 @@ def results(run: RunSummary) -> Markup:
         text_columns=(0, 1, 4), class_="wide",
     )
     main = [tile(r) for r in shown if r.main]
-    absent = [name for name in tables.MAIN if name not in run.evaluation.metrics]
+    absent = [name for name in tables.main_metrics(run.evaluation.metrics) if name not in run.evaluation.metrics]
     return section(
         "metrics", "Results", _selection(run), tag("div", main, class_="tiles") if main else None,
         missing(f"Not measured: {', '.join(absent)}.") if absent else None,
@@ -116,7 +116,7 @@ def _selection(run: RunSummary) -> Child:
 
 def tile(row: tables.Row) -> Markup:
     """One metric, large, with its interval; a bar for those between 0 and 1."""
-    pixels = row.name.startswith("px")
+    pixels = tables.in_pixels(row.name)
     has_range = math.isfinite(row.low) and math.isfinite(row.high)
     bar: Child = None
     if not pixels and 0 <= row.value <= 1:

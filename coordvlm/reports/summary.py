@@ -9,9 +9,21 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from coordvlm.contracts import Contract, Evaluation, GroundTruth, Prediction
+from coordvlm.metrics.failures import FailureRow
+from coordvlm.metrics.offset import Offset
+from coordvlm.metrics.phrase_controls import Control
 from coordvlm.reports.base_beside import BaseComparison
 
 Curve = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class PhraseFindings:
+    """What was looked into beside the metrics of a grounding evaluation. ``controls``: by name; empty when not asked for."""
+
+    failures: tuple[FailureRow, ...]
+    offset: Offset
+    controls: Mapping[str, Control] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class RunSummary:
         readout: the one that made ``predictions``.
         split, selected_on: data this was measured on, and data the checkpoint was chosen on.
         protocol: hash of the evaluation protocol.
-        base: this evaluation beside the one given with ``base=``.
+        base: this evaluation beside the one given with ``base=``. phrases: of a grounding evaluation.
     """
 
     run_info: Mapping[str, object] = field(default_factory=dict)
@@ -45,6 +57,7 @@ class RunSummary:
     selected_on: str = ""
     protocol: str = ""
     base: BaseComparison | None = None
+    phrases: PhraseFindings | None = None
 
     @property
     def status(self) -> str:

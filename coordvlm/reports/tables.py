@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from rich import box
@@ -16,8 +16,10 @@ from rich.text import Text
 
 from coordvlm.contracts import Interval
 
-#: The metrics a run is judged by, in the order they are shown.
-MAIN = ("AP", "AP50", "AP_score1", "F1_50", "parse_rate", "px_median")
+#: The metrics a run is judged by, in the order they are shown; the first one of a task is what it is chosen by.
+DETECTION = ("AP", "AP50", "AP_score1", "F1_50", "parse_rate", "px_median")
+GROUNDING = ("acc_50", "acc_75", "iou_mean_all", "detection_rate", "parse_rate", "px_median")
+MAIN = tuple(dict.fromkeys((*DETECTION[:4], *GROUNDING)))
 
 #: name -> (meaning, better: +1 higher, -1 lower). Order is the order of every table.
 METRICS: Mapping[str, tuple[str, int]] = {
@@ -41,7 +43,27 @@ METRICS: Mapping[str, tuple[str, int]] = {
     "F1_75": ("class-aware F1 at IoU 0.75", 1),
     "F1_95": ("class-aware F1 at IoU 0.95", 1),
     "F1_mean": ("class-aware F1, mean over IoU 0.50:0.95", 1),
-    "parse_rate": ("images whose records all parse", 1),
+    "acc_25": ("phrases with a target whose box reaches IoU 0.25; every failure is a miss", 1),
+    "acc_50": ("phrases with a target whose box reaches IoU 0.50; every failure is a miss", 1),
+    "acc_75": ("phrases with a target whose box reaches IoU 0.75", 1),
+    "acc_90": ("phrases with a target whose box reaches IoU 0.90", 1),
+    "acc_mean": ("the same, mean over IoU 0.50:0.95", 1),
+    "first_try_acc_50": ("acc_50 if nothing had been asked a second time", 1),
+    "iou_mean_all": ("mean IoU over phrases with a target; a failure counts 0", 1),
+    "iou_median_all": ("median IoU over phrases with a target; a failure counts 0", 1),
+    "iou_mean_parsed": ("mean IoU of those answered by a box: failures left out", 1),
+    "iou_median_parsed": ("median IoU of those answered by a box: failures left out", 1),
+    "detection_rate": ("phrases with a target that are answered by a box", 1),
+    "first_try_detection_rate": ("detection_rate if nothing had been asked a second time", 1),
+    "reject_precision": ("answers of “none” that are right", 1),
+    "reject_recall": ("phrases without a target that are answered by “none”", 1),
+    "reject_f1": ("harmonic mean of both", 1),
+    "none_rate": ("phrases answered by “none”", 0),
+    "point_in_box": ("phrases with a target whose answered box has its centre in the true one", 1),
+    "center_error_mean": ("mean distance of the boxes' centres, source px, of answered boxes", -1),
+    "center_error_median": ("median distance of the boxes' centres, source px, of answered boxes", -1),
+    "extra_box_rate": ("phrases answered by more than one box; the first one counts", -1),
+    "parse_rate": ("answers whose records all parse", 1),
     "truncation_rate": ("images without an end token", -1),
     "duplicate_rate": ("predictions that repeat an earlier one of their class (IoU ≥ 0.9)", -1),
     "absent_class_rate": ("predictions of a class that is not in the image", -1),
@@ -87,20 +109,34 @@ def number(name: str, value: float) -> str:
     """A metric's value: pixels with two decimals, everything else with four digits; a dash for NaN."""
     if not math.isfinite(value):
         return "–" if math.isnan(value) else str(value)
-    return f"{value:.2f}" if name.startswith("px") else f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
+    return f"{value:.2f}" if in_pixels(name) else f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def in_pixels(name: str) -> bool:
+    """Whether a metric is a distance in px; the others are shares, times or counts."""
+    return name.startswith(("px", "center_error"))
+
+
+def main_metrics(metrics: Container[str]) -> tuple[str, ...]:
+    """The metrics that the task behind these names is judged by."""
+    return GROUNDING if "acc_50" in metrics else DETECTION
+
+
+def primary(metrics: Container[str]) -> str:
+    """The one metric by which a run of this task is chosen: ``AP``, or ``acc_50`` for phrases."""
+    return main_metrics(metrics)[0]
 
 
 def rows(metrics: Mapping[str, Interval]) -> list[Row]:
     """The main metrics, then the others in the order of the specification, then what it does not name."""
-    order = {name: i for i, name in enumerate((*MAIN, *METRICS))}
-    for i, name in reversed(list(enumerate(MAIN))):
-        order[name] = i
+    main = main_metrics(metrics)
+    order = {name: i for i, name in reversed(list(enumerate((*main, *METRICS))))}
     names = sorted(metrics, key=lambda name: (order.get(name, len(order)), _natural(name)))
     out = []
     for name in names:
         meaning, better = describe(name)
         item = metrics[name]
-        out.append(Row(name, float(item.value), float(item.low), float(item.high), meaning, better, name in MAIN))
+        out.append(Row(name, float(item.value), float(item.low), float(item.high), meaning, better, name in main))
     return out
 
 
