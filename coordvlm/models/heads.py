@@ -45,7 +45,7 @@ class BoxHead(MLPHead):
     def forward(self, hidden_QD: Tensor) -> Tensor:
         """float32[Q, 4], normalised xyxy with x1 <= x2, y1 <= y2; a box may reach over the edge of the image by half its side."""
         box_Q4 = super().forward(hidden_QD).sigmoid()
-        centre_Q2, side_Q2 = box_Q4[:, :2], box_Q4[:, 2:]
+        centre_Q2, side_Q2 = box_Q4[..., :2], box_Q4[..., 2:]
         return torch.cat((centre_Q2 - side_Q2 / 2, centre_Q2 + side_Q2 / 2), -1)
 
 
