@@ -74,6 +74,11 @@ class Quantisation:
         return {"quantization_config": config, "device_map": {"": self.device}}
 
 
+def installed() -> bool:
+    """Whether there is a bitsandbytes."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
 def settle_quantisation(adapter: Lora | None, devices: Devices, load: Callable[..., Any]) -> Quantisation | None:
     """What the weights are read in on these devices; None: whole.
 
@@ -97,7 +102,7 @@ def settle_quantisation(adapter: Lora | None, devices: Devices, load: Callable[.
     function = getattr(load, "func", load)
     if "quantise" not in signature(function).parameters:
         raise ConfigError(f"{wanted} is for published weights; this model is made by {function.__name__}, which cannot quantise")
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not installed():
         raise ConfigError(f"{wanted} needs the package bitsandbytes; install it with: pip install 'coordvlm[qlora]'")
     rank = int(os.environ.get("LOCAL_RANK", "0")) if devices.num_processes > 1 else 0
     return Quantisation(adapter.bits, adapter.quant_type, adapter.double_quant, devices.indices[rank])
