@@ -20,6 +20,7 @@ from coordvlm.data import words
 from coordvlm.data.augment import ListsPhrases
 from coordvlm.data.filtered import CountsObjects
 from coordvlm.data.loader import EpochBatches
+from coordvlm.data.mixed import MixedSplit
 from coordvlm.data.seeding import keyed_generator
 from coordvlm.data.source import DataSource
 from coordvlm.utils.errors import ConfigError
@@ -77,9 +78,11 @@ class Curriculum:
         """float64[len(train)]: difficulty by position.
 
         Raises:
-            ConfigError: the source has no phrases, or cannot count its objects.
+            ConfigError: the source has no phrases, cannot count its objects, or has other samples in every epoch.
         """
         split = source.split("train")
+        if isinstance(split, MixedSplit):
+            raise ConfigError("data.curriculum cannot order a mix of data: which sample stands at a position changes with the epoch")
         if isinstance(split, RatesDifficulty) and (rated := split.difficulty(self.by)) is not None:
             return np.asarray(rated, dtype=np.float64)
         if self.by in _OF_PHRASE:
@@ -103,7 +106,8 @@ def phrases_of(source: DataSource, by: str) -> Sequence[str | None]:
     truth = source.truth("train")
     if not isinstance(truth, PhraseTruth):
         raise ConfigError(f"data.curriculum.by={by} rates phrases, and this data has none; use by=objects, or curriculum=null")
-    return [truth.phrases[i] for i in np.searchsorted(truth.image_ids, split.ids).tolist()]
+    by_id = dict(zip(truth.image_ids.tolist(), truth.phrases, strict=True))
+    return [by_id[i] for i in split.ids.tolist()]
 
 
 class CurriculumBatches(EpochBatches):

@@ -127,7 +127,7 @@ class Phrases:
     def scene(self, split: str, image: int) -> tuple[Scene, Layout, np.random.Generator]:
         """What is in an image, and the generator that paints its background."""
         rng = keyed_generator(self._seeds[split], "phrases", split, image)
-        num = int(rng.integers(self._num_shapes[0], self._num_shapes[1] + 1))
+        num = self._draw_num(rng)
         look = self._looks[self._draw_looks(num, rng)]
         low, high = (self._sides_px[look[:, 0], i, None] for i in range(2))
         box = place_boxes(rng, num, self._side, low, high)
@@ -135,6 +135,13 @@ class Phrases:
         colour = np.array([list(COLOURS).index(w[1]) for w in words], dtype=np.int64)
         kind = np.array([KINDS.index(w[2]) for w in words], dtype=np.int64)
         return Scene(words, box, self._side), Layout(kind, colour, colour_values(colour, rng), box), rng
+
+    def num_in_scene(self, split: str, image: int) -> int:
+        """How many shapes ``scene`` has; nothing else of it is drawn."""
+        return self._draw_num(keyed_generator(self._seeds[split], "phrases", split, image))
+
+    def _draw_num(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(self._num_shapes[0], self._num_shapes[1] + 1))
 
     def _draw_looks(self, num: int, rng: np.random.Generator) -> list[int]:
         """Rows of ``_looks``, all different: the first is uniform, each attribute of a further one is copied from one of those
@@ -198,6 +205,14 @@ class PhrasesSplit:
     def num_objects(self) -> NDArray[np.int64]:
         """int64[len]: 1, or 0 where the phrase names nothing."""
         return np.isin(self.ids, self.source.truth(self.name).ann_image_id).astype(np.int64)
+
+    def difficulty(self, by: str) -> NDArray[np.float64] | None:
+        """float64[len]: shapes in the image for ``objects``, drawn alone; else None, and phrases are rated by their words."""
+        if by != "objects":
+            return None
+        images = np.arange(self.length) // self.source._per_image
+        counts = [self.source.num_in_scene(self.name, i) for i in range(int(images.max(initial=-1)) + 1)]
+        return np.asarray(counts, dtype=np.float64)[images]
 
     def sample(self, index: int, epoch: int) -> Sample:
         """The same in every epoch."""

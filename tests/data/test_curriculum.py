@@ -10,9 +10,11 @@ from coordvlm.data.curriculum import Curriculum, CurriculumBatches
 from coordvlm.data.datamodule import CoordDataModule
 from coordvlm.data.filtered import limit_objects
 from coordvlm.data.loader import Collate, EncodedSplit, EpochBatches, WindowedLoader
+from coordvlm.data.mixed import MixedSplit, Part
 from coordvlm.utils.errors import ConfigError
 from tests.data.fakes import FakeEncoder
 from tests.data.test_augment import PHRASES, Few
+from tests.data.test_phrases import phrases as phrases_source
 from tests.data.test_shapes import shapes
 
 SCORES = np.repeat([1.0, 2.0, 3.0, 4.0], 25)[np.random.default_rng(0).permutation(100)]
@@ -147,6 +149,19 @@ def test_objects_are_counted_by_the_source_even_when_it_is_filtered() -> None:
     assert set(by("objects").scores(fewer).tolist()) == {1.0, 2.0}
     with pytest.raises(ConfigError, match=r"by=length rates phrases, and this data has none"):
         by("length").scores(plain)
+
+
+def test_scenes_are_rated_by_their_shapes() -> None:
+    source = phrases_source(num_train=12, num_shapes=[2, 5], phrases_per_image=3)
+    split = source.split("train")
+    assert by("objects").scores(source).tolist() == [split.sample(i, 0).meta["num_shapes"] for i in range(12)]
+    assert by("length").scores(source).tolist() == [len(str(split.sample(i, 0).phrase).split()) for i in range(12)]
+
+
+def test_a_mix_has_no_order_to_keep() -> None:
+    split = MixedSplit([Part("a", Few(), 1.0, 0)], num_samples=7, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="cannot order a mix of data"):
+        by("length").scores(SimpleNamespace(split=lambda name: split))  # type: ignore[arg-type]
 
 
 def test_a_source_may_rate_its_samples_itself() -> None:
