@@ -37,6 +37,7 @@ PLACEHOLDER_PATTERNS: tuple[re.Pattern[str], ...] = tuple(re.compile(p) for p in
     r"(object|region|phrase|caption|expression|sentence|referring expression|target|query|question|answer|text|label|class)[ _-]?\d*",
     r"[\W_]+",
 ))
+_ANY_PATTERN = re.compile("|".join(f"(?:{pattern.pattern})" for pattern in PLACEHOLDER_PATTERNS))
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def normalise(phrase: str) -> str:
 def is_placeholder(phrase: str) -> bool:
     """Whether a phrase is blank or matches one of ``PLACEHOLDER_PATTERNS`` as a whole."""
     text = normalise(phrase)
-    return not text or any(pattern.fullmatch(text) for pattern in PLACEHOLDER_PATTERNS)
+    return not text or _ANY_PATTERN.fullmatch(text) is not None
 
 
 def phrase_statistics(phrases: Iterable[str]) -> PhraseStatistics:

@@ -137,7 +137,8 @@ class PhraseSplit:
     def __init__(
         self, name: str, root: Path, folder: Path, table: PhraseTable, choice: PhraseChoice, *, evaluated: bool, lenient: bool
     ) -> None:
-        self._name, self._root, self._folder, self.table = name, root.resolve(), folder, table
+        self._name, self._folder, self.table = name, folder, table
+        self._inside = (root.resolve(), folder.resolve())
         kept = ~table.unreadable if evaluated else table.faults == 0
         rows = _chosen(f"data.source.splits.{name}", table, choice, kept, skipping=lenient)
         broken = rows[~kept[rows]]
@@ -229,7 +230,7 @@ class PhraseSplit:
                 raise DataError(rule, where=f"{table.files[0]} ({table.file_names[image]})", value=problem) from error
         path = existing(self._folder, table.file_names[image])
         real = path.resolve()
-        if not (real.is_relative_to(self._folder.resolve()) or real.is_relative_to(self._root)):
+        if not any(real.is_relative_to(folder) for folder in self._inside):
             raise DataError(
                 "an image path must stay inside data.root or the split's image folder, also after following links",
                 where=table.files[0], value=f"{path} -> {real}",

@@ -57,7 +57,8 @@ class RefCoco(PhraseSource):
         choices = {name: parse_fields(PhraseChoice, f"data.source.splits.{name}", values) for name, values in given.items()}
         path = self.root / folder / f"refs({split_by}).p"
         refs, encoding = load_refs(path)
-        instances = _Instances(read_coco(self.root / folder / "instances.json", allow_duplicate_images=on_error == "skip"))
+        with no_collecting():
+            instances = _Instances(read_coco(self.root / folder / "instances.json", allow_duplicate_images=on_error == "skip"))
         there = list(dict.fromkeys(ref["split"] for ref in refs))
         missing = [name for name in choices if name not in there]
         if missing or not choices:

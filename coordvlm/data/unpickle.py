@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from coordvlm.data.values import no_collecting
 from coordvlm.utils.errors import DataError
 
-#: The largest published file, refs(unc).p of RefCOCO, has 50,000 referring expressions in about 10 to 20 MB.
+#: 50,000 referring expressions with 142,000 sentences, as many as RefCOCO has, written like RefCOCO's take 27 MB.
 MAX_BYTES = 256 * 2**20
 _RULE = "a pickle must hold plain containers, text and numbers only; this one asks for code or a class, which is never loaded"
 

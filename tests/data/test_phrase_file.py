@@ -192,7 +192,8 @@ def test_a_constant_question_is_refused_and_naming_it_does_not_help(tmp_path: Pa
 @pytest.mark.parametrize(("bad", "reason", "message"), [
     ("{", "bad_line", r":2: a line must be JSON; .*skip"), ("[1]", "bad_line", r":2: a line must be a JSON object.*\[1\]"),
     (row(" "), "empty_phrase", r":2 .*must not be blank.*got ' '"),
-    (row(None), "bad_phrase", ":2 .*phrase must be text or a list of texts"), (row(7), "bad_phrase", "got 7"), (row("a \ud800 dog"), "bad_phrase", ":2 "),
+    (row(None), "bad_phrase", ":2 .*phrase must be text or a list of texts"), (row(7), "bad_phrase", "got 7"),
+    (row("a \ud800 dog"), "bad_phrase", ":2 "),
     (row([]), "no_phrases", r":2: a row must have a phrase"),
     (row(["cat", ""]), "empty_phrase", ":2 "),
     (row(box=[1, 2, 3]), "bad_bbox", r":2 .*bbox must be 4 numbers: x1, y1, width, height.*got \[1, 2, 3\]"),

@@ -184,7 +184,7 @@ def test_members_that_cannot_be_mixed_are_refused(tmp_path: Path) -> None:
         ({**members, "coco": {**coco, "weight": -1.0}}, r"coco\.weight must not be negative"),
         ({"refcoco": {**members["refcoco"], "weight": 0.0}}, "one weight at least must be above 0"),
         ({"refcoco": {"source": members["refcoco"]["source"]}}, r"members\.refcoco needs source and weight"),
-        ({**members, "x": {"source": load_coco(tmp_path / "coco", split="val"), "weight": 1.0}}, r"members\.x has no train split; weight=0"),
+        ({**members, "x": {"source": load_coco(tmp_path / "coco", split="val"), "weight": 1.0}}, r"members\.x has no train split"),
     ):
         with pytest.raises(ConfigError, match=message):
             mix(given)
