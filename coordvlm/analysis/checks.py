@@ -49,7 +49,7 @@ def percent(share: float) -> str:
         return "< 0.1 %"
     if 0.9995 <= share < 1:
         return "> 99.9 %"
-    return f"{100 * share:.0f} %" if 0.1 <= share <= 0.9 or (100 * share).is_integer() else f"{100 * share:.1f} %"
+    return f"{100 * share:.0f} %" if 0.1 <= share <= 0.9 or float(100 * share).is_integer() else f"{100 * share:.1f} %"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,9 +85,10 @@ class SplitView:
     @property
     def looked_at(self) -> str:
         """``292 images, 3,943 boxes``."""
-        words = [f"{len(self.image_ids):,} images", f"{len(self.xyxy):,} boxes"]
+        counts = [(len(self.image_ids), "image", "images"), (len(self.xyxy), "box", "boxes")]
         if self.phrases is not None:
-            words.insert(0, f"{len(self.phrases.texts):,} phrases")
+            counts.insert(0, (len(self.phrases.texts), "phrase", "phrases"))
+        words = [f"{number:,} {one if number == 1 else several}" for number, one, several in counts]
         few = f" of {self.total:,} samples made on the fly" if self.is_part else ""
         return ", ".join(words) + few
 
