@@ -18,15 +18,13 @@ from coordvlm.contracts.evaluation import Evaluation
 from coordvlm.contracts.prediction import DROP_REASONS, KEPT, Prediction
 from coordvlm.contracts.sample import GroundTruth, PhraseTruth
 from coordvlm.metrics.arrays import FloatArray
-from coordvlm.metrics.bootstrap import image_weights, intervals, weighted_quantiles, weighted_ratio
+from coordvlm.metrics.bootstrap import intervals, weighted_quantiles, weighted_ratio
 from coordvlm.metrics.coco import IOU_THRESHOLDS
 from coordvlm.metrics.collecting import CollectingMetric
 from coordvlm.metrics.matching import ImageSums, answer_sums
-from coordvlm.metrics.phrases import Outcomes, outcomes, require_phrases
+from coordvlm.metrics.phrases import ACCURACIES, Outcomes, outcomes, phrase_weights, require_phrases
 from coordvlm.metrics.pixels import PixelErrors
 
-#: name -> IoU threshold, included.
-ACCURACIES = {"acc_25": 0.25, "acc_50": 0.50, "acc_75": 0.75, "acc_90": 0.90}
 #: Those of ``acc_mean``: 0.50 to 0.95 in steps of 0.05.
 MEAN_THRESHOLDS = np.round(IOU_THRESHOLDS, 2)
 
@@ -68,16 +66,6 @@ class GroundingMetric(CollectingMetric):
             metrics=intervals(scalars, replicates), counts=counts, replicates=replicates, pairs=pairs,
             best_iou=found.iou[found.has_target], px_error=pixels.error, px_error_xy=pixels.error_xy,
         )
-
-
-def phrase_weights(truth: PhraseTruth, num_replicates: int, seed: int) -> FloatArray:
-    """float64[I, B], how often each phrase is drawn: as often as its source image, so that phrases on one image stay together.
-
-    No columns when there is a single source image: drawing from one says nothing about another.
-    """
-    distinct, source = np.unique(truth.source_image, return_inverse=True)
-    drawn = image_weights(len(distinct), num_replicates if len(distinct) > 1 else 0, seed)
-    return drawn[source.reshape(-1)]
 
 
 def accuracy_sums(found: Outcomes) -> ImageSums:

@@ -14,8 +14,7 @@ from coordvlm.contracts.evaluation import Interval
 from coordvlm.contracts.sample import PhraseTruth
 from coordvlm.metrics.arrays import FloatArray
 from coordvlm.metrics.bootstrap import percentile_interval, weighted_ratio
-from coordvlm.metrics.grounding import phrase_weights
-from coordvlm.metrics.phrases import Outcomes
+from coordvlm.metrics.phrases import Outcomes, phrase_weights
 
 #: A smaller fall than this means that the model does not look.
 LEAST_DROP = 0.05

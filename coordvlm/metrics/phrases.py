@@ -14,10 +14,13 @@ from coordvlm.contracts.evaluation import MatchedPairs
 from coordvlm.contracts.prediction import Prediction
 from coordvlm.contracts.sample import GroundTruth, PhraseTruth
 from coordvlm.metrics.arrays import BoolArray, FloatArray, IntArray
+from coordvlm.metrics.bootstrap import image_weights
 from coordvlm.metrics.greedy import overlap
 
 #: How an answer ended: a box, "none", or neither.
 STATUSES = ("box", "none", "unparsed")
+#: name -> IoU threshold, included.
+ACCURACIES = {"acc_25": 0.25, "acc_50": 0.50, "acc_75": 0.75, "acc_90": 0.90}
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,16 @@ def require_phrases(truth: GroundTruth) -> PhraseTruth:
     if truth.ann_iscrowd.any():
         raise ValueError(f"a phrase cannot name a crowd: {truth.ann_image_id[truth.ann_iscrowd][:5].tolist()}")
     return truth
+
+
+def phrase_weights(truth: PhraseTruth, num_replicates: int, seed: int) -> FloatArray:
+    """float64[I, B], how often each phrase is drawn: as often as its source image, so that phrases on one image stay together.
+
+    No columns when there is a single source image: drawing from one says nothing about another.
+    """
+    distinct, source = np.unique(truth.source_image, return_inverse=True)
+    drawn = image_weights(len(distinct), num_replicates if len(distinct) > 1 else 0, seed)
+    return drawn[source.reshape(-1)]
 
 
 def outcomes(truth: PhraseTruth, predictions: Mapping[int, Prediction]) -> Outcomes:

@@ -16,7 +16,9 @@ from coordvlm.reports import tables
 from coordvlm.reports.page import Child, Markup, fold, section, table, tag
 
 #: Differences shown in the terminal; the page has all.
-_SHOWN = (*tables.MAIN, "AP75", "F1_mean", "duplicate_rate", "tokens_per_image")
+_SHOWN = (*tables.MAIN, "AP75", "F1_mean", "acc_90", "reject_f1", "duplicate_rate", "tokens_per_image")
+#: What the deciding metric is called in a sentence, in points of 100.
+_TITLES = {"acc_50": "points of Acc@0.5"}
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,29 @@ class BaseComparison:
 
     @property
     def sentence(self) -> str:
-        """The verdict on AP, in points of 100: ``Tuned beats base by 31.2 AP [28.0, 34.1].``"""
-        if "AP" not in self.metrics:
-            return "AP was not measured on both, so there is no verdict."
-        both = self.metrics["AP"]
+        """The verdict on AP or Acc@0.5, in points of 100: ``Tuned beats base by 31.2 AP [28.0, 34.1].``"""
+        name = tables.primary(self.metrics)
+        title = _TITLES.get(name, name)
+        if name not in self.metrics:
+            return f"{name} was not measured on both, so there is no verdict."
+        both = self.metrics[name]
         value, low, high = (100 * v for v in (both.difference.value, both.difference.low, both.difference.high))
         if not math.isfinite(value):
-            return "AP is undefined on one of the two, so there is no verdict."
+            return f"{name} is undefined on one of the two, so there is no verdict."
         if not (math.isfinite(low) and math.isfinite(high)):
-            return f"Tuned is {_signed(value)} AP from base; without replicates nothing says whether that is more than chance."
+            return f"Tuned is {_signed(value)} {title} from base; without replicates nothing says whether that is more than chance."
         interval = f"[{low:.1f}, {high:.1f}]"
-        if (better := both.better("AP")) > 0:
-            return f"Tuned beats base by {value:.1f} AP {interval}."
+        if (better := both.better(name)) > 0:
+            return f"Tuned beats base by {value:.1f} {title} {interval}."
         if better < 0:
-            return f"Tuned is worse than base by {-value:.1f} AP [{-high:.1f}, {-low:.1f}]."
-        return f"Tuned and base cannot be told apart: {_signed(value)} AP {interval}."
+            return f"Tuned is worse than base by {-value:.1f} {title} [{-high:.1f}, {-low:.1f}]."
+        return f"Tuned and base cannot be told apart: {_signed(value)} {title} {interval}."
 
     @property
     def verdict(self) -> str:
         """``good``, ``bad`` or ``warn``."""
-        found = self.metrics["AP"].better("AP") if "AP" in self.metrics else 0
+        name = tables.primary(self.metrics)
+        found = self.metrics[name].better(name) if name in self.metrics else 0
         return {1: "good", -1: "bad"}.get(found, "warn")
 
     def rows(self) -> list[tuple[tables.Row, Beside]]:
@@ -99,7 +104,7 @@ def headline(compared: BaseComparison | None) -> Markup | None:
     """The sentence, before everything but a failure."""
     if compared is None:
         return None
-    over = f"Base: {compared.name}. 95 % interval of the paired difference over {compared.num_images:,} images, AP in points of 100."
+    over = f"Base: {compared.name}. 95 % interval of the paired difference over {compared.num_images:,} images, in points of 100."
     return tag("div", tag("strong", compared.sentence), over, class_=f"alert {compared.verdict}")
 
 

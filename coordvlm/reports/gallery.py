@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from coordvlm.contracts import GroundTruth, MatchedPairs, Prediction
+from coordvlm.contracts import GroundTruth, MatchedPairs, PhraseTruth, Prediction
 from coordvlm.coords.boxes import pairwise_iou
 from coordvlm.reports.overlay import Box, draw_overlay
 from coordvlm.reports.page import Markup, join, missing, picture, tag, visible
@@ -30,6 +30,7 @@ class Scene:
         best_iou: float64[T], best same-class IoU of each true box. pred_iou: float64[P], the same for each prediction.
         f1: of this image at IoU 0.5; NaN when there are no matched pairs to count.
         crowds: number of crowd regions, which are not drawn.
+        phrase: what was asked for, in grounding; the first prediction is the answer then.
     """
 
     image_id: int
@@ -42,6 +43,7 @@ class Scene:
     pred_iou: NDArray[np.float64]
     f1: float
     crowds: int
+    phrase: str | None = None
 
     @property
     def mean_iou(self) -> float:
@@ -50,9 +52,18 @@ class Scene:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Sorts from worst to best: mean of F1 and mean best IoU, then the IoU."""
+        """Sorts from worst to best: mean of F1 and mean best IoU, then the IoU; in grounding how good the answer is."""
+        if self.phrase is not None:
+            return (self.answered, 0.0)
         parts = [v for v in (self.f1, self.mean_iou) if math.isfinite(v)]
         return (sum(parts) / len(parts) if parts else 0.0, self.mean_iou if len(self.best_iou) else 0.0)
+
+    @property
+    def answered(self) -> float:
+        """IoU of the answer to the phrase; for one that names nothing 1 when it was rejected, else 0."""
+        if not len(self.true_xyxy_px):
+            return float("says_none" in self.prediction.flags)
+        return float(self.pred_iou[0]) if len(self.pred_iou) and "says_none" not in self.prediction.flags else 0.0
 
 
 def scenes(truth: GroundTruth, predictions: Sequence[Prediction], pairs: MatchedPairs | None) -> list[Scene]:
@@ -82,7 +93,7 @@ def scenes(truth: GroundTruth, predictions: Sequence[Prediction], pairs: Matched
         width, height = truth.image_wh[i].tolist()
         out.append(Scene(
             image_id, (width, height), prediction, true_names, true, pred, ious.max(0, initial=0.0), ious.max(1, initial=0.0), f1,
-            int(crowd.sum()),
+            int(crowd.sum()), truth.phrases[i] if isinstance(truth, PhraseTruth) else None,
         ))
     return out
 
@@ -131,10 +142,11 @@ def overlay_figure(scene: Scene, load_image: LoadImage) -> Markup:
 
 def overlay_image(scene: Scene, load_image: LoadImage) -> Image.Image:
     """The image with its true boxes in green and the predicted ones in red; raises what ``load_image`` raises."""
-    truth = [Box(_four(b), name) for b, name in zip(scene.true_xyxy_px, scene.true_names, strict=True)]
+    names = scene.true_names if scene.phrase is None else [""] * len(scene.true_names)
+    truth = [Box(_four(b), name) for b, name in zip(scene.true_xyxy_px, names, strict=True)]
     kept = [r for r in scene.prediction.kept if r.box_xyxy_px is not None]
     predicted = [
-        Box(_four(box), f"{_short(record.desc)} {record.score:.2f} IoU {iou:.2f}")
+        Box(_four(box), f"IoU {iou:.2f}" if scene.phrase is not None else f"{_short(record.desc)} {record.score:.2f} IoU {iou:.2f}")
         for box, record, iou in zip(scene.pred_xyxy_px, kept, scene.pred_iou, strict=True)
     ]
     return draw_overlay(load_image(scene.image_id), truth, predicted, size=scene.size)
@@ -147,12 +159,16 @@ def _short(desc: str) -> str:
 
 
 def _caption(scene: Scene) -> Markup:
+    if scene.phrase is not None:
+        return join(tag("b", f"“{scene.phrase}”"), tag("br"), _phrase_facts(scene))
     name, score, iou, facts = _facts(scene)
     return join(tag("b", name), " · F1 ", tag("b", score) if math.isfinite(scene.f1) else score, f" · {iou}", tag("br"), facts)
 
 
 def caption_text(scene: Scene) -> str:
     """The caption in one line of plain text."""
+    if scene.phrase is not None:
+        return f"“{' '.join(visible(scene.phrase).split())}” · {_phrase_facts(scene)}"
     name, score, iou, facts = _facts(scene)
     return f"{name} · F1 {score} · {iou} · {facts}"
 
@@ -166,6 +182,19 @@ def _facts(scene: Scene) -> tuple[str, str, str, str]:
     score = f"{scene.f1:.2f}" if math.isfinite(scene.f1) else "–"
     iou = f"mean best IoU {scene.mean_iou:.2f}" if len(scene.true_names) else "nothing to find"
     return f"image {scene.image_id}", score, iou, " · ".join(facts)
+
+
+def _phrase_facts(scene: Scene) -> str:
+    """``phrase 12 · IoU 0.83``; what was answered instead of a box; boxes beyond the first, dropped records and flags."""
+    answer = "answered “none”" if "says_none" in scene.prediction.flags else "no box" if not len(scene.pred_xyxy_px) else ""
+    there = [] if len(scene.true_xyxy_px) else ["names nothing here"]
+    overlap = [f"IoU {scene.answered:.2f}"] if len(scene.true_xyxy_px) and not answer else []
+    extra = len(scene.pred_xyxy_px) - 1
+    more = [f"{extra} further box{'es' if extra > 1 else ''}"] if extra > 0 else []
+    dropped = Counter(r.status for r in scene.prediction.records if not r.kept)
+    more += [f"{count} × {status}" for status, count in dropped.most_common()]
+    return " · ".join([f"phrase {scene.image_id}", *there, *overlap, *filter(None, [answer]), *more,
+                       *sorted(scene.prediction.flags - {"says_none"})])
 
 
 def _four(box: NDArray[np.float64]) -> tuple[float, float, float, float]:

@@ -189,6 +189,16 @@ def precision_recall(lines: Mapping[str, Values], *, alt: str) -> Markup:
     return plot.svg
 
 
+def share_over_threshold(values: Values, thresholds: Values, *, marks: Sequence[float], x_label: str, y_label: str, alt: str) -> Markup:
+    """The share of values at or above each threshold, with dots where it is usually read."""
+    plot = Plot(x_label, y_label, alt)
+    with plot as axes:
+        axes.plot(thresholds, [float((values >= t).mean()) for t in thresholds], color=SERIES[0], linewidth=1.7)
+        axes.plot(marks, [float((values >= t).mean()) for t in marks], "o", color=SERIES[1], markersize=4)
+        axes.set(xlim=(float(thresholds[0]), float(thresholds[-1])), ylim=(0, 1.02))
+    return plot.svg
+
+
 def agreement(true: Values, predicted: Values, *, x_label: str, y_label: str, alt: str) -> Markup:
     """Predicted against true normalised coordinates with the diagonal: points, or cells of a log-coloured grid when there are many."""
     plot = Plot(x_label, y_label, alt, size=(2.9, 2.8))

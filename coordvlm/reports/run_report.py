@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coordvlm.reports import base_beside, page, sections_head, sections_results, sections_run
+from coordvlm.reports import base_beside, page, sections_grounding, sections_head, sections_results, sections_run
 from coordvlm.reports.summary import RunSummary
 
 __all__ = ["RunSummary", "write_run_report"]
@@ -13,6 +13,11 @@ _CONTENTS = (
     ("base", "Base beside tuned"), ("metrics", "Results"), ("pictures", "Pictures"), ("pixels", "Pixel error"), ("overlap", "Overlap"),
     ("agreement", "Coordinates"), ("classes", "Classes"), ("readouts", "Read-outs"), ("drops", "Parser"), ("training", "Training"),
     ("contract", "Contract"), ("data", "Data"), ("timing", "Time"), ("record", "Record"),
+)
+_GROUNDING_CONTENTS = (
+    ("base", "Base beside tuned"), ("metrics", "Results"), ("controls", "Controls"), ("pictures", "Pictures"), ("overlap", "Accuracy"),
+    ("failures", "Failures"), ("rejection", "Rejection"), ("offset", "Offset"), ("pixels", "Pixel error"), ("readouts", "Read-outs"),
+    ("drops", "Parser"), ("training", "Training"), ("contract", "Contract"), ("data", "Data"), ("timing", "Time"), ("record", "Record"),
 )
 
 
@@ -26,11 +31,7 @@ def write_run_report(path: Path, run: RunSummary) -> Path:
         sections_head.headline(run),
         base_beside.beside(run.base),
         sections_head.results(run),
-        sections_results.pictures(run),
-        sections_results.pixel_errors(run),
-        sections_results.overlap(run),
-        sections_results.agreement(run),
-        sections_results.classes(run),
+        *(_grounding(run) if run.grounding else _detection(run)),
         sections_results.readouts(run),
         sections_results.drops(run),
         sections_run.course(run),
@@ -39,6 +40,29 @@ def write_run_report(path: Path, run: RunSummary) -> Path:
         sections_run.timing(run),
         sections_run.record(run),
     ]
-    contents = [(anchor, title) for anchor, title in _CONTENTS if anchor != "base" or run.base is not None]
+    parts = _GROUNDING_CONTENTS if run.grounding else _CONTENTS
+    contents = [(anchor, title) for anchor, title in parts if anchor != "base" or run.base is not None]
     name = run.choice("experiment") or run.choice("loss") or "run"
     return page.write(path, page.document(f"{name} ({run.status}) - coordvlm", body, contents=contents))
+
+
+def _detection(run: RunSummary) -> list[page.Markup]:
+    return [
+        sections_results.pictures(run),
+        sections_results.pixel_errors(run),
+        sections_results.overlap(run),
+        sections_results.agreement(run),
+        sections_results.classes(run),
+    ]
+
+
+def _grounding(run: RunSummary) -> list[page.Markup]:
+    return [
+        sections_grounding.controls(run),
+        sections_results.pictures(run),
+        sections_grounding.accuracy(run),
+        sections_grounding.failures(run),
+        sections_grounding.rejection(run),
+        sections_grounding.offset(run),
+        sections_results.pixel_errors(run),
+    ]

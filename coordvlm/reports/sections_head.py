@@ -87,6 +87,8 @@ def results(run: RunSummary) -> Markup:
     if images is None and run.truth is not None:
         images = len(run.truth.image_ids)
     over = f"{images:,} images" if images is not None else "the evaluated images"
+    if run.grounding:
+        over = f"{run.evaluation.counts.get('phrases', 0):,} phrases on {over}"
     note = (
         f"On {run.split or 'an unnamed split'}, {over}, original annotations at original resolution. Ranges are 95 % bootstrap intervals "
         "over images: what another draw of test images would change, not what another seed would."

@@ -154,8 +154,12 @@ def pictures(run: RunSummary) -> Markup:
     if not items:
         return section("pictures", title, missing("None of the predictions belongs to an image of the truth."))
     keys = tag("div", tag("span", tag("i", class_="green"), "truth"),
-               tag("span", tag("i", class_="red"), "prediction: description, score, best same-class IoU"), class_="legend")
+               tag("span", tag("i", class_="red"), "prediction" + ("" if run.grounding else ": description, score, best same-class IoU")),
+               class_="legend")
     note = (
+        f"From {len(items):,} phrases, ranked by the IoU of their answers (a phrase that names nothing by whether it was rejected); the "
+        "random ones are drawn with a fixed seed from the rest. Small images are enlarged without smoothing."
+    ) if run.grounding else (
         f"From {len(items):,} images, ranked by the mean of the image's F1 (IoU ≥ 0.5) and the mean best IoU of its true boxes; the "
         "random ones are drawn with a fixed seed from the rest. Small images are enlarged without smoothing."
     )
@@ -177,11 +181,11 @@ def drops(run: RunSummary) -> Markup:
     flags = Counter(f for p in run.predictions for f in p.flags)
     flag_rows = [(f, f"{n:,}", f"{n / len(run.predictions):.2%}") for f, n in sorted(flags.items())]
     records = table(("status", "", "records", "share"), rows, text_columns=(0, 1)) if rows else missing("Not one record.")
-    answers = table(("flag", "images", "share"), flag_rows) if flag_rows else missing("No answer was cut off, empty or strayed.")
+    answers = table(("flag", "answers", "share"), flag_rows) if flag_rows else missing("No answer was cut off, empty or strayed.")
     parts = [tag("div", tag("h3", "Records"), records), tag("div", tag("h3", "Answers"), answers)]
     note = (
-        f"{total:,} records in {len(run.predictions):,} answers. A dropped record never takes its neighbours with it; an image "
-        "without any stays in every mean."
+        f"{total:,} records in {len(run.predictions):,} answers. A dropped record never takes its neighbours with it; "
+        f"{'a phrase' if run.grounding else 'an image'} without any stays in every mean."
     )
     return section("drops", title, tag("div", parts, class_="columns"), every, note=note)
 

@@ -106,7 +106,8 @@ def data(run: RunSummary) -> Markup:
     facts: list[tuple[Child, Child]] = []
     if truth is not None:
         facts = [
-            ("evaluated images", f"{len(truth.image_ids):,}"), ("annotations", f"{len(truth.ann_ids):,}"),
+            ("evaluated phrases" if run.grounding else "evaluated images", f"{len(truth.image_ids):,}"),
+            ("annotations", f"{len(truth.ann_ids):,}"),
             ("of them crowds", f"{int(truth.ann_iscrowd.sum()):,}"), ("categories", f"{len(truth.category_names):,}"),
             ("truth digest", tag("code", truth.digest())),
         ]

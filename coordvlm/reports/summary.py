@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from coordvlm.contracts import Contract, Evaluation, GroundTruth, Prediction
+from coordvlm.contracts import Contract, Evaluation, GroundTruth, PhraseTruth, Prediction
 from coordvlm.metrics.failures import FailureRow
 from coordvlm.metrics.offset import Offset
 from coordvlm.metrics.phrase_controls import Control
@@ -58,6 +58,11 @@ class RunSummary:
     protocol: str = ""
     base: BaseComparison | None = None
     phrases: PhraseFindings | None = None
+
+    @property
+    def grounding(self) -> bool:
+        """Whether phrases were evaluated."""
+        return isinstance(self.truth, PhraseTruth) or (self.evaluation is not None and "acc_50" in self.evaluation.metrics)
 
     @property
     def status(self) -> str:

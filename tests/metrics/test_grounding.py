@@ -12,7 +12,8 @@ import pytest
 from coordvlm.contracts import Prediction, Record
 from coordvlm.contracts.sample import TARGET, PhraseTruth
 from coordvlm.metrics.bootstrap import image_weights
-from coordvlm.metrics.grounding import GroundingMetric, phrase_weights
+from coordvlm.metrics.grounding import GroundingMetric
+from coordvlm.metrics.phrases import phrase_weights
 from tests.data_root import peer_data
 from tests.metrics.cases import read, truth
 from tests.metrics.phrase_cases import answer, phrases, random_grounding
