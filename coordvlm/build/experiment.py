@@ -24,6 +24,8 @@ from coordvlm.data.source import DataSource
 from coordvlm.losses.weighted_sum import WeightedSum
 from coordvlm.metrics.detection import DetectionMetric
 from coordvlm.metrics.protocol import protocol_hash
+from coordvlm.models.heads import HEAD_OUTPUTS
+from coordvlm.modules.answerer import HEAD
 from coordvlm.modules.coord_lm import CoordLM
 from coordvlm.modules.diagnostics import Diagnostics
 from coordvlm.modules.optim import OptimSettings
@@ -88,6 +90,8 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     readouts: tuple[str, ...] = READOUTS
     if not build_coords(cfg).num_bins:  # what is written is what is read
         losses, readouts = losses.without_slots(format=cfg.sequence.format), (cfg.decode.readout,)
+    if task_of(cfg) == "ground" and losses.needs & HEAD_OUTPUTS.keys():
+        readouts = (*readouts, HEAD)
     source: DataSource = instantiate(cfg.data.source)  # a wrong path is found before gigabytes of weights are fetched or read
     model = build_model(cfg)
     source = limit_objects(source, max_objects=cfg.sequence.max_objects, on_too_many=cfg.sequence.on_too_many)

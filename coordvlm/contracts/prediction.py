@@ -27,6 +27,8 @@ class Decoded:
         truncated: the token budget ended before the end of turn.
         seconds: wall time of the batch divided by its samples.
         model_size: (width, height) in px of the image as the model saw it.
+        head_box: float32[4], normalised xyxy, of the regression head where the model has one: read at the end of turn (None if it never
+            came) or at the start of the answer.
     """
 
     sample_id: int | str
@@ -39,6 +41,7 @@ class Decoded:
     truncated: bool
     seconds: float
     model_size: tuple[int, int] = (0, 0)
+    head_box: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

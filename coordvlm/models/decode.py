@@ -16,12 +16,14 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coordvlm.contracts import Batch, Decoded, Grammar
 from coordvlm.coords import readout
 from coordvlm.models.backbone import Backbone
 from coordvlm.models.cache import RowCache
+from coordvlm.models.heads import BOX_HEADS
 from coordvlm.models.sampling import Sampling
 from coordvlm.utils.errors import ConfigError
 
@@ -31,7 +33,7 @@ _COMPACT_AT = 0.25
 
 @dataclass(frozen=True)
 class _Trace:
-    """What one step records, for the rows still running: long/float[b]."""
+    """What one step records, for the rows still running: long/float[b]; ``head`` float32[b, 4] or, without a head, [b, 0]."""
 
     rows: Tensor
     column: Tensor
@@ -40,6 +42,7 @@ class _Trace:
     expectation: Tensor
     local: Tensor
     mass: Tensor
+    head: Tensor
 
 
 class GreedyDecoder:
@@ -59,6 +62,7 @@ class GreedyDecoder:
             raise ConfigError(f"decode.max_new_tokens must be at least 1, got {max_new_tokens}")
         self.backbone, self.values, self.max_new_tokens, self.grammar = backbone, values_K, max_new_tokens, grammar
         self.mass_radius, self.local_window = mass_radius, local_window
+        self.box_head = next((name for name in BOX_HEADS if name in backbone.heads), None)
 
     @torch.no_grad()
     def decode(self, batch: Batch, *, sampling: Sampling | None = None, attempt: int = 0) -> list[Decoded]:
@@ -136,7 +140,8 @@ class GreedyDecoder:
             expectation = readout.expectation(s, self.values)
             local = readout.local_expectation(s, self.values, self.local_window)
             mass = readout.mass_near(s, lse, bin_.clamp(min=0), self.mass_radius)
-        return _Trace(rows, column, z.gather(1, column[:, None]).squeeze(1) - lse, bin_, expectation, local, mass), state
+        head = z[:, :0] if self.box_head is None else bb.heads[self.box_head](hidden)
+        return _Trace(rows, column, z.gather(1, column[:, None]).squeeze(1) - lse, bin_, expectation, local, mass, head), state
 
     def _greedy(self, z: Tensor) -> Tensor:
         """Highest column; among exactly equal ones the smallest token id, as argmax over an ordinary table would choose."""
@@ -150,8 +155,9 @@ class GreedyDecoder:
 
     def _collect(self, batch: Batch, steps: list[_Trace], end: int, seconds: float) -> list[Decoded]:
         num, total = len(batch), len(steps)
-        names = ("column", "logprob", "bin", "expectation", "local", "mass")
-        table = {n: torch.zeros(total, num, dtype=getattr(steps[0], n).dtype, device=steps[0].rows.device) for n in names}
+        names = ("column", "logprob", "bin", "expectation", "local", "mass", "head")
+        kinds = {n: getattr(steps[0], n) for n in names}
+        table = {n: torch.zeros(total, num, *x.shape[1:], dtype=x.dtype, device=x.device) for n, x in kinds.items()}
         for i, step in enumerate(steps):
             for name in names:
                 table[name][i, step.rows] = getattr(step, name)
@@ -177,6 +183,13 @@ class GreedyDecoder:
                     truncated=not len(ends),
                     seconds=seconds / num,
                     model_size=(grids[b][2] * patch, grids[b][1] * patch),
+                    head_box=self._head_box(cells["head"], ended=bool(len(ends))),
                 )
             )
         return out
+
+    def _head_box(self, boxes_S4: NDArray[np.float32], *, ended: bool) -> NDArray[np.float32] | None:
+        """float32[4] read off the state that the head was trained on; ``boxes_S4``: those of all steps of an answer."""
+        if self.box_head == "box_start":
+            return boxes_S4[0].astype(np.float32)
+        return boxes_S4[-1].astype(np.float32) if self.box_head is not None and ended else None

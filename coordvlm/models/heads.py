@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from coordvlm.models.wide import AtLeastFloat32
 
-#: Field of ``ModelOutput`` -> the head that gives it. Both read-outs of the box share one head.
-HEAD_OUTPUTS: Mapping[str, str] = {"box_head_end": "box", "box_head_start": "box"}
+#: Field of ``ModelOutput`` -> the head that gives it.
+HEAD_OUTPUTS: Mapping[str, str] = {"box_head_end": "box_end", "box_head_start": "box_start"}
+#: Heads that read a box off an answer, the one to be preferred first.
+BOX_HEADS = ("box_end", "box_start")
 
 
 class MLPHead(AtLeastFloat32):

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from coordvlm.contracts import Batch, Parser, Prediction
@@ -16,6 +18,9 @@ from coordvlm.models.decode import GreedyDecoder
 from coordvlm.models.sampling import Sampling
 from coordvlm.sequence.consensus import alternative, consensus, is_answered
 from coordvlm.utils.errors import ConfigError
+
+#: Read-out of the regression head, beside those of tokens.
+HEAD = "head"
 
 
 class Answerer:
@@ -45,7 +50,7 @@ class Answerer:
         """Read-out -> predictions in batch order; one set of decodes serves all read-outs.
 
         Args:
-            readouts: the first one decides which answers are asked for again.
+            readouts: the first one, read off tokens, decides which answers are asked for again. ``head``: see ``with_head_box``.
             once: greedily and once, whatever the settings.
         Raises:
             ConfigError: several attempts at a batch without phrases: two lists of objects have no consensus.
@@ -69,7 +74,13 @@ class Answerer:
     def _attempt(self, batch: Batch, readouts: Sequence[str], attempt: int) -> dict[str, list[Prediction]]:
         decoded = self.decoder.decode(batch, sampling=self.sampling if attempt else None, attempt=attempt)
         asked = list(zip(decoded, batch.sizes, batch.phrases, strict=True))
-        return {name: [self.parser.parse(d, size=size, readout=name, phrase=phrase) for d, size, phrase in asked] for name in readouts}
+        found = {}
+        for name in readouts:
+            read = readouts[0] if name == HEAD else name
+            found[name] = [self.parser.parse(d, size=size, readout=read, phrase=phrase) for d, size, phrase in asked]
+        if HEAD in found:
+            found[HEAD] = [with_head_box(p, d.head_box) for p, d in zip(found[HEAD], decoded, strict=True)]
+        return found
 
     @staticmethod
     def _add(answers: dict[str, list[list[Prediction]]], rows: Sequence[int], found: dict[str, list[Prediction]]) -> None:
@@ -87,6 +98,26 @@ class Answerer:
             timing={**spent, "attempts": float(len(answers)), "samples": float(self.samples)},
             alternatives=tuple(alternative(a) for a in answers) if len(answers) > 1 else (),
         )
+
+
+def with_head_box(prediction: Prediction, box: NDArray[np.float32] | None) -> Prediction:
+    """The answer to a phrase with the box of the regression head, clipped to the image, in place of the one that is written.
+
+    Whether there is a box at all is for the words to say: an answer without one, ``none`` included, stays as it is. So does one that the
+    head has no box for, or none with an area inside the image.
+
+    Args:
+        box: ``Decoded.head_box``.
+    """
+    if box is None or not prediction.kept:
+        return prediction
+    width, height = prediction.size
+    x1, y1, x2, y2 = (np.clip(box.astype(np.float64), 0, 1) * (width, height, width, height)).tolist()
+    if x2 <= x1 or y2 <= y1:
+        return prediction
+    first = next(i for i, record in enumerate(prediction.records) if record.kept)
+    changed = replace(prediction.records[first], box_xyxy_px=(x1, y1, x2, y2))
+    return replace(prediction, records=(*prediction.records[:first], changed, *prediction.records[first + 1 :]))
 
 
 def prompts_of(batch: Batch, rows: Sequence[int]) -> Batch:
@@ -108,6 +139,7 @@ def prompts_of(batch: Batch, rows: Sequence[int]) -> Batch:
         batch,
         **nothing,
         box_slot=batch.box_slot[:0],
+        query_box=batch.query_box[:0],
         input_ids=batch.input_ids[index],
         lengths=batch.prompt_lengths[index],
         prompt_lengths=batch.prompt_lengths[index],
@@ -125,4 +157,7 @@ def prompts_of(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 #: Fields of a batch that speak of answers, one-dimensional.
-_SUPERVISED = ("text_row", "text_target", "text_is_end", "slot_row", "slot_bin", "slot_value", "slot_axis", "box_sample", "box_prev")
+_SUPERVISED = (
+    "text_row", "text_target", "text_is_end", "slot_row", "slot_bin", "slot_value", "slot_axis", "box_sample", "box_prev", "query_row",
+    "query_sample",
+)
