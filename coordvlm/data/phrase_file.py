@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -99,8 +98,8 @@ class PhraseFile(PhraseSource):
                 raise DataError("a split must have phrases: training would see no target and evaluation no truth", where=paths[0],
                                 value=f"no row with {dict(files.rows)}" if files.rows else "no rows")
             # A field that says something on some row comes before one that is there and empty.
-            used = Counter(key for row in rows for key, value in (row.values or {}).items() if value is not None)
-            there = list(dict.fromkeys([*used, *(key for row in rows for key in row.values or {})]))
+            used = dict.fromkeys(key for row in rows for key, value in (row.values or {}).items() if value is not None)
+            there = list(used | dict.fromkeys(key for row in rows for key in row.values or {}))
             written = self._convention.box_format
             text = self._field("text_field", there, TEXT_FIELDS, paths[0])
             image = self._field("image_field", there, IMAGE_FIELDS, paths[0])
@@ -128,12 +127,15 @@ class PhraseFile(PhraseSource):
         """The rows of a split; bad ones are refused or counted."""
         records.files[:] = paths
         found = []
+
+        def where(row: Row) -> str:
+            return f"{paths[row.file]}{records.row_word}{row.number}"
+
         for row in read_rows(paths):
             if row.values is None:
-                records.refuse("bad_line", row.problem[0], where=f"{paths[row.file]}:{row.number}", value=row.problem[1])
-            elif all(row.values.get(key) == value for key, value in (only or {}).items()):
-                where = f"{paths[row.file]}{records.row_word}{row.number}"
-                found.append(replace(row, values=embedded.take(row.values, where)))
+                records.refuse("bad_line", row.problem[0], where=where(row), value=row.problem[1])
+            elif only is None or all(row.values.get(key) == value for key, value in only.items()):
+                found.append(embedded.take(row, where))
         return found
 
     def _field(self, option: str, there: Sequence[str], spellings: Sequence[str], path: Path) -> str:

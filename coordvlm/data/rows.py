@@ -6,8 +6,8 @@ import hashlib
 import importlib
 import io
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +35,30 @@ class EmbeddedImages:
         self.content: dict[str, bytes] = {}
         self._total = 0
 
-    def take(self, values: Mapping[str, Any], where: object) -> dict[str, Any]:
-        """The fields with ``Embedded`` in the place of bytes.
+    def take(self, row: Row, where: Callable[[Row], str]) -> Row:
+        """The row with ``Embedded`` in the place of bytes.
 
         Raises:
             DataError: too many bytes together.
         """
-        found = dict(values)
-        for key, value in values.items():
-            content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
+        found: dict[str, Any] = {}
+        for key, value in (row.values or {}).items():
+            if type(value) not in (dict, bytes):
+                continue
+            content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
             if isinstance(content, bytes):
-                found[key] = Embedded(self._keep(content, where), path if isinstance(path, str) and path.strip() else None)
-        return found
+                digest = self._keep(content, row, where)
+                found[key] = Embedded(digest, path if isinstance(path, str) and path.strip() else None)
+        return replace(row, values={**(row.values or {}), **found}) if found else row
 
-    def _keep(self, content: bytes, where: object) -> str:
+    def _keep(self, content: bytes, row: Row, where: Callable[[Row], str]) -> str:
         digest = hashlib.sha1(content, usedforsecurity=False).hexdigest()
         if digest not in self.content:
             self.content[digest] = content
             self._total += len(content)
             if self._total > MAX_EMBEDDED:
                 rule = f"images in annotation files must not have more than {MAX_EMBEDDED} bytes together; write them as files"
-                raise DataError(rule, where=where, value=self._total)
+                raise DataError(rule, where=where(row), value=self._total)
         return digest
 
 

@@ -12,6 +12,7 @@ import pytest
 import coordvlm.data
 from coordvlm.data.checks import Fault
 from tests.data.layouts import picture
+from tests.data.phrase_layouts import write_small_phrases
 from tests.e2e.commands import FAST, finished, refusal, train
 
 FOLDER = Path(coordvlm.data.__file__).parent
@@ -19,7 +20,7 @@ PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
 IMAGES = (
     "mine/images/cat.jpg", "mine/images/street.jpg", "mine/images/sofa.jpg", "mycoco/images/cat.jpg", "mycoco/images/sofa.jpg",
     "coco8/images/train/cat.jpg", "coco8/images/train/street.jpg", "coco8/images/val/sofa.jpg", "VOC2007/JPEGImages/000005.jpg",
-    "VOC2007/JPEGImages/000007.jpg",
+    "VOC2007/JPEGImages/000007.jpg", "refexp/dogs.jpg", "refexp/cats.jpg",
 )
 
 
@@ -48,6 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (tmp_path / block.file).write_text(block.text)
     for image in IMAGES:
         picture(tmp_path / image, (640, 480))
+    write_small_phrases("phrase_mix", tmp_path / "datasets")  # pickles, which a page cannot show
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
