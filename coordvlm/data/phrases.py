@@ -33,6 +33,8 @@ class Phrases:
         image_size: side S of the square image, px.
         num_shapes: (least, most) shapes of an image, both included, uniform. No two shapes of an image are alike in size, colour and kind.
         sizes: name -> (least, most) side as a share of S; width and height are drawn separately. The ranges must not meet.
+        alone: share of *training* images that hold a single shape, whatever is said of it: what to box is learned there, and which one
+            elsewhere. From random weights the first does not come without it (measured). val and test have none.
         kinds, colours: names out of ``KINDS`` and ``COLOURS``.
         shared: probability in [0, 1) that an attribute of a further shape is copied from one drawn before: distractors.
         phrases: weights of the kinds of phrase, ``attribute`` (``small red triangle``) and ``relation`` (``the square left of the red
@@ -50,7 +52,7 @@ class Phrases:
     generated = True
 
     def __init__(
-        self, *, image_size: int, num_shapes: Sequence[int], sizes: Mapping[str, Sequence[float]], kinds: Sequence[str],
+        self, *, image_size: int, num_shapes: Sequence[int], alone: float, sizes: Mapping[str, Sequence[float]], kinds: Sequence[str],
         colours: Sequence[str], shared: float, phrases: Mapping[str, float], wording: str, negatives: float, phrases_per_image: int,
         num_train: int, num_val: int, num_test: int, seed: int, eval_seed: int,
     ) -> None:
@@ -60,7 +62,7 @@ class Phrases:
         self._sides_px = _sides(sizes, self._side)
         self._kinds, self._colours = _names("kinds", kinds, KINDS), _names("colours", colours, tuple(COLOURS))
         self._looks = np.array(list(product(range(len(sizes)), range(len(colours)), range(len(kinds)))), dtype=np.int64)
-        self._shared, self._negatives = _share("shared", shared), _share("negatives", negatives)
+        self._shared, self._negatives, self._alone = _share("shared", shared), _share("negatives", negatives), _share("alone", alone)
         self._weights = _weights(phrases)
         if wording not in WORDINGS:
             raise ConfigError(f"data.source.wording must be one of {', '.join(WORDINGS)}, got {wording!r}")
@@ -101,8 +103,9 @@ class Phrases:
     def digests(self) -> Mapping[str, str]:
         return {
             name: hashlib.sha256(repr((
-                GENERATOR_VERSION, self._side, self._num_shapes, self._size_names, self._sides_px.tolist(), self._kinds, self._colours,
-                self._shared, self._weights.tolist(), self._wording, self._negatives, self._per_image, length, self._seeds[name], name,
+                GENERATOR_VERSION, self._side, self._num_shapes, self._alone if name == "train" else 0.0, self._size_names,
+                self._sides_px.tolist(), self._kinds, self._colours, self._shared, self._weights.tolist(), self._wording,
+                self._negatives, self._per_image, length, self._seeds[name], name,
             )).encode()).hexdigest()[:12]
             for name, length in self._lengths.items()
         }
@@ -127,7 +130,7 @@ class Phrases:
     def scene(self, split: str, image: int) -> tuple[Scene, Layout, np.random.Generator]:
         """What is in an image, and the generator that paints its background."""
         rng = keyed_generator(self._seeds[split], "phrases", split, image)
-        num = self._draw_num(rng)
+        num = self._draw_num(split, rng)
         look = self._looks[self._draw_looks(num, rng)]
         low, high = (self._sides_px[look[:, 0], i, None] for i in range(2))
         box = place_boxes(rng, num, self._side, low, high)
@@ -138,10 +141,11 @@ class Phrases:
 
     def num_in_scene(self, split: str, image: int) -> int:
         """How many shapes ``scene`` has; nothing else of it is drawn."""
-        return self._draw_num(keyed_generator(self._seeds[split], "phrases", split, image))
+        return self._draw_num(split, keyed_generator(self._seeds[split], "phrases", split, image))
 
-    def _draw_num(self, rng: np.random.Generator) -> int:
-        return int(rng.integers(self._num_shapes[0], self._num_shapes[1] + 1))
+    def _draw_num(self, split: str, rng: np.random.Generator) -> int:
+        num, alone = int(rng.integers(self._num_shapes[0], self._num_shapes[1] + 1)), rng.random() < self._alone
+        return 1 if alone and split == "train" else num
 
     def _draw_looks(self, num: int, rng: np.random.Generator) -> list[int]:
         """Rows of ``_looks``, all different: the first is uniform, each attribute of a further one is copied from one of those

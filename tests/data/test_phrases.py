@@ -19,7 +19,7 @@ from coordvlm.utils.errors import ConfigError
 
 SIZES = {"small": (0.14, 0.2), "large": (0.3, 0.42)}
 DEFAULT = {
-    "image_size": 96, "num_shapes": (2, 5), "sizes": SIZES, "kinds": ("ellipse", "rectangle", "triangle"),
+    "image_size": 96, "num_shapes": (2, 5), "alone": 0.0, "sizes": SIZES, "kinds": ("ellipse", "rectangle", "triangle"),
     "colours": ("red", "green", "blue", "yellow"), "shared": 0.3, "phrases": {"attribute": 1.0, "relation": 1.0}, "wording": "any",
     "negatives": 0.15, "phrases_per_image": 2, "num_train": 400, "num_val": 60, "num_test": 50, "seed": 0, "eval_seed": 0,
 }
@@ -179,6 +179,17 @@ def test_distractors_share_attributes_on_request():
     assert alike(0.9) > 1.5
 
 
+def test_a_share_of_training_images_holds_one_shape_and_no_other_image_does():
+    source, plain = phrases(alone=0.4, phrases_per_image=1), phrases(phrases_per_image=1)
+    numbers = [source.split("train").sample(i, 0).meta["num_shapes"] for i in range(200)]
+    assert 50 <= numbers.count(1) <= 110
+    assert set(numbers) == {1, 2, 3, 4, 5}
+    for split in ("val", "test"):
+        assert source.digests()[split] == plain.digests()[split]
+        assert source.truth(split).digest() == plain.truth(split).digest()
+    assert source.digests()["train"] != plain.digests()["train"]
+
+
 def test_it_is_a_data_source_and_its_truth_is_that_of_the_samples():
     source = phrases()
     split, truth = source.split("val"), source.truth("val")
@@ -221,7 +232,7 @@ def test_splits_share_no_image_and_the_seed_changes_training_only():
 
 @pytest.mark.parametrize(("key", "value"), [
     ("kinds", ("hexagon",)), ("colours", ()), ("num_shapes", (3, 1)), ("num_shapes", (0, 2)), ("num_val", -1), ("wording", "long"),
-    ("shared", 1.0), ("negatives", -0.1), ("phrases_per_image", 0), ("phrases", {"attributes": 1.0}), ("phrases", {"attribute": 0.0}),
+    ("shared", 1.0), ("alone", -0.5), ("negatives", -0.1), ("phrases_per_image", 0), ("phrases", {"attributes": 1.0}), ("phrases", {"attribute": 0.0}),
     ("sizes", {"small": (0.1, 0.3), "large": (0.3, 0.4)}), ("sizes", {}), ("sizes", {"small": (0.01, 0.2)}),
 ])
 def test_meaningless_options_are_refused(key, value):
