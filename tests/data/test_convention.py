@@ -67,3 +67,16 @@ def test_the_declaration_is_one_of_few() -> None:
         BoxConvention("norm100", "xyxy")
     with pytest.raises(ConfigError, match=r"box_format must be one of xyxy, xywh, cxcywh, got None"):
         BoxConvention("norm", None)  # type: ignore[arg-type]
+
+
+def test_a_refusal_names_the_declaration_that_fits() -> None:
+    xyxy = np.asarray([[120.0, 20, 190, 95], [10, 50, 180, 99], [150, 5, 199, 60], [90, 40, 170, 80]])
+    wh = np.repeat(WH, 4, 0)
+    xywh = BoxConvention("pixel", "xywh")
+    assert xywh.fitting(xyxy, wh) == ["data.source.boxes=pixel data.source.box_format=xyxy"]
+    faults = np.full(4, Fault.OUT_OF_FRAME, dtype=np.uint8)
+    with pytest.raises(DataError, match=r"4 of 4 .*; the numbers fit data\.source\.boxes=pixel data\.source\.box_format=xyxy: got"):
+        xywh.check_share(faults, xyxy, lambda at: "f", wh_A2=wh)
+    thousandths = xyxy * [5, 10, 5, 10]
+    assert BoxConvention("pixel", "xyxy").fitting(thousandths, wh) == ["data.source.boxes=norm1000 data.source.box_format=xyxy"]
+    assert xywh.fitting(np.asarray([[900.0, 900, 950, 950]] * 4) * 40, wh) == []

@@ -18,7 +18,9 @@ from coordvlm.data.source import DataSource, Split
 from coordvlm.utils.errors import ConfigError, DataError
 from tests.data.fakes import coco_json, load_coco, write_coco
 from tests.data.layouts import picture
-from tests.data.phrase_layouts import file_name, load_rows, load_unc, refs, row, write_rows, write_unc
+from tests.data.phrase_layouts import file_name, load_rows, load_unc, refs, row, write_rows, write_small_phrases, write_unc
+from tests.e2e import coco
+from tests.e2e.commands import call, finished
 
 #: Of ``refs``: an image that UNC's splits of two data sets treat differently.
 SHARED = 581858
@@ -197,3 +199,17 @@ def test_ids_must_leave_room(tmp_path: Path) -> None:
         split = FewSamples("train", [type(sample)(number, sample.image, 40, 30, ())])
         with pytest.raises(DataError, match=rf"ids of a member of a mix must be in .*got {number}"):
             Part("own", split, 1.0, 0)
+
+
+def test_a_run_on_phrases_and_detection(tmp_path: Path) -> None:
+    chosen = write_small_phrases("phrase_mix", tmp_path / "data")
+    coco.write(tmp_path / "data" / "coco", train=coco.content(), val=coco.content(3, first_id=50))
+    detection = ("{weight: 1.0, source: {_target_: coordvlm.data.coco.Coco, root: '${data.root}', train: {json: coco/train.json, "
+                 "images: coco/images}, val: null, test: null, seed: 0, class_list: none, num_absent: 0, on_error: raise, "
+                 "replace_underscores: false}}")
+    ran = finished(tmp_path, *chosen, f"+data.source.members.coco={detection}", "data.source.samples_per_epoch=12", page=False)
+    assert ran.record["dropped"]["train"]["evaluation_image"] > 0
+    assert any(note.startswith("coco: 3 of 12 samples of an epoch") for note in ran.record["data_notes"])
+    asked = call(tmp_path, "eval", f"run={ran.run}", "split=refcoco_testB", "data.eval_batch_size=4", page=False)
+    assert asked.status == 0, asked.err
+    assert asked.json("metrics.json")["split"] == "refcoco_testB"
