@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from coordvlm.utils import launch
 from coordvlm.utils.asked import Request, read_requests
 from coordvlm.utils.cli import REFUSED, report_error, run_command
-from coordvlm.utils.errors import ConfigError, CoordVLMError, DataError
+from coordvlm.utils.errors import ConfigError, CoordVLMError
 from coordvlm.utils.overrides import quote_free_text
 from coordvlm.utils.run_config import OF_TRAINING, base_arguments
 
@@ -72,7 +72,7 @@ def _predict(cfg: DictConfig, requests: Sequence[Request], record: RunRecord) ->
     record.update(counts=summary.counts())
     print(summary.sentence())
     if not summary.num_answered:
-        raise DataError(f"none of {len(requests)} requests could be answered; the first", where=summary.first_error)
+        raise CoordVLMError(f"none of {len(requests)} requests could be answered; the first: {summary.first_error}")
 
 
 def _open(cfg: DictConfig) -> tuple[Predictor, str, dict[str, Any]]:
@@ -92,12 +92,13 @@ def check(cfg: DictConfig) -> None:
     launch.refuse_foreign_launcher()
     if cfg.run is None and "model" not in cfg:
         raise ConfigError(f"run=null needs a configuration with a model, such as -cn {BASE_CONFIG}")
-    if cfg.task is not None and cfg.task not in _TASKS:
-        raise ConfigError(f"task must be one of {', '.join(_TASKS)}, got {cfg.task!r}")
+    task = cfg.task if cfg.run is None else cfg.asked_task
+    if task is not None and task not in _TASKS:
+        raise ConfigError(f"task must be one of {', '.join(_TASKS)}, got {task!r}")
     asks = cfg.phrase is not None or cfg.phrases is not None
-    if cfg.task == "detect" and asks:
+    if task == "detect" and asks:
         raise ConfigError("task=detect names every object and takes no phrase; leave out task=detect, or phrase= and phrases=")
-    if cfg.task == "ground" and not asks:
+    if task == "ground" and not asks:
         raise ConfigError('task=ground looks for what a phrase names: add phrase="..." or phrases=<file>')
     for key, least in (("batch_size", 1), ("num_workers", 0)):
         value = cfg[key]
@@ -111,7 +112,8 @@ def check(cfg: DictConfig) -> None:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """``out=<folder>`` is where the run's folder goes; a base model that is given a phrase is asked for it.
+    """What Hydra cannot be told directly: ``out=`` is the folder of the run, ``task=`` no choice of a group beside a trained run, and a
+    base model that is given a phrase is asked for it.
 
     Raises:
         ConfigError: the folder holds something already.
@@ -120,6 +122,8 @@ def arguments(argv: Sequence[str]) -> list[str]:
     argv = base_arguments(argv, config=BASE_CONFIG, does="asks", idle=_IDLE)
     if BASE_CONFIG in argv and {"phrase", "phrases"} & set(given) and "task" not in given:
         argv = [*argv, "task=ground"]
+    if BASE_CONFIG not in argv:  # a trained run brings its task; a group of that name would compose one
+        argv = [f"asked_{a}" if a.startswith("task=") else a for a in argv]
     wanted = given.get("out", "null")
     if wanted == "null":
         return argv

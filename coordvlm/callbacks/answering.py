@@ -109,7 +109,7 @@ def answer_all(
         say = stack.enter_context(_Bar(len(requests)))
         writer = _Writer(files, summary, predictor.requests if overlays else None, min_score)
         pending: list[tuple[Request, Encoded]] = []
-        limit = most = batch_size or 2**31
+        limit = batch_size
         for index, read in enumerate(_read(predictor, requests, num_workers)):
             request = requests[index]
             if isinstance(read, DataError):
@@ -118,11 +118,13 @@ def answer_all(
                 continue
             pending.append((request, read))
             if batch_size is None:
-                limit = min(limit, predictor.batch_size(read))
-            if len(pending) >= limit:
+                guess = predictor.batch_size(read)
+                limit = guess if limit is None else min(limit, guess)
+            if limit is not None and len(pending) >= limit:
                 _flush(predictor, pending, writer, say)
-                limit = most
-        _flush(predictor, pending, writer, say)
+                limit = batch_size
+        if pending:
+            _flush(predictor, pending, writer, say)
     return summary
 
 

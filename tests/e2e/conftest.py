@@ -19,3 +19,9 @@ def fast_outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fast_run(fast_outputs: Path) -> Ran:
     """A finished run of ``debug=fast``, with its page; tests must not change it."""
     return finished(fast_outputs, page=True)
+
+
+@pytest.fixture(scope="session")
+def ground_run(fast_outputs: Path) -> Ran:
+    """The same with phrases, without its page."""
+    return finished(fast_outputs, "data=phrases")

@@ -19,7 +19,8 @@ def answer(what: Box | str, score: float = 0.5) -> Prediction:
     if what == SILENT:
         return Prediction(1, (100, 100), (Record(TARGET, A, 0.9, "bad_arity"),), flags=frozenset({"truncated"}))
     assert not isinstance(what, str)
-    return Prediction(1, (100, 100), (Record(TARGET, None, 0.1, "bad_arity"), Record(TARGET, what, score, "ok"), Record(TARGET, B, 1.0, "ok")))
+    records = (Record(TARGET, None, 0.1, "bad_arity"), Record(TARGET, what, score, "ok"), Record(TARGET, B, 1.0, "ok"))
+    return Prediction(1, (100, 100), records)
 
 
 @pytest.mark.parametrize(

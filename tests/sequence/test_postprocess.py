@@ -13,7 +13,7 @@ SIZE = (100, 50)
 INSIDE = (10.0, 5.0, 20.0, 50.0)
 
 
-def answer(*records: Record, phrase: str | None = "it", flags: tuple[str, ...] = (), min_score: float = 0.0):  # noqa: ANN201
+def answer(*records: Record, phrase: str | None = "it", flags: tuple[str, ...] = (), min_score: float = 0.0):
     prediction = Prediction(1, SIZE, records, "raw", (1,), frozenset(flags), {"seconds": 0.5, "new_tokens": 4.0, "attempts": 3.0})
     return finish(prediction, phrase=phrase, min_score=min_score)
 
@@ -47,8 +47,11 @@ def test_low_scores_are_left_out_and_counted() -> None:
 
 @pytest.mark.parametrize(
     ("phrase", "flags", "kind"),
-    [("it", ("says_none",), "none"), ("it", ("no_output",), "nothing"), ("it", (), "nothing"), (None, (), "none"), (None, ("no_output",), "nothing")],
-)
+    [
+        ("it", ("says_none",), "none"), ("it", ("no_output",), "nothing"), ("it", (), "nothing"), (None, (), "none"),
+        (None, ("no_output",), "nothing"),
+    ],
+)  # fmt: skip
 def test_no_box_can_mean_two_things(phrase: str | None, flags: tuple[str, ...], kind: str) -> None:
     assert answer(phrase=phrase, flags=flags).kind == kind
 

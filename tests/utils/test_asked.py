@@ -36,8 +36,11 @@ def test_a_file_a_folder_and_patterns(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("images", "words"),
-    [("nowhere", "no such file or folder"), ("nowhere/*.jpg", "matches 0 files and no image"), ("empty", "the folder has 1 files and no image")],
-)
+    [
+        ("nowhere", "no such file or folder"), ("nowhere/*.jpg", "matches 0 files and no image"),
+        ("empty", "the folder has 1 files and no image"),
+    ],
+)  # fmt: skip
 def test_no_image_is_refused(tmp_path: Path, images: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").touch()
@@ -47,7 +50,8 @@ def test_no_image_is_refused(tmp_path: Path, images: str, words: str, monkeypatc
 
 
 def test_one_phrase_arrives_as_it_is_on_every_image(folder: Path) -> None:
-    assert asked(str(folder), phrase=" a, 'b' = [2] ${x} ", phrases=None) == [("10.jpg", "a, 'b' = [2] ${x}"), ("2.PNG", "a, 'b' = [2] ${x}")]
+    phrase = "a, 'b' = [2] ${x}"
+    assert asked(str(folder), phrase=f" {phrase} ", phrases=None) == [("10.jpg", phrase), ("2.PNG", phrase)]
     assert asked(str(folder), phrase=None, phrases=None) == [("10.jpg", None), ("2.PNG", None)]
 
 
@@ -83,7 +87,8 @@ def test_lines_that_name_their_images(folder: Path, tmp_path: Path) -> None:
         ("a.jsonl", b'{"phrase": "x", "image": 3}', '"image" must be a path'),
         ("a.jsonl", b'{"phrase": "x", "image": "a"}\n{"phrase": "y"}', "a.jsonl:2: either every line names its image or none"),
         ("a.jsonl", b"[" * 100_000, "must be JSON"),
-        ("a.csv", b"text\nx\n", 'a column "phrase"'), ("a.csv", b"phrase,image\nx,a.jpg\nleft, of it,b.jpg\n", "a.csv:3: must have 2 fields"),
+        ("a.csv", b"text\nx\n", 'a column "phrase"'),
+        ("a.csv", b"phrase,image\nx,a.jpg\nleft, of it,b.jpg\n", "a.csv:3: must have 2 fields"),
         ("a.csv", b"phrase,image\nx,\n", '"image" must be a path'), ("a.csv", b'phrase\n"open\n', "must be CSV"),
         ("a.csv", b"image,phrase\na.jpg\n", "must have 2 fields"),
     ],
@@ -98,7 +103,8 @@ def test_a_broken_phrases_file_is_named_with_its_line(folder: Path, tmp_path: Pa
     ("given", "words"),
     [
         ({"phrase": "a", "phrases": "b"}, "exclude each other"), ({"phrase": "  "}, "at least one word"), ({"images": None}, "no images"),
-        ({"images": None, "phrase": "a"}, "no images to look at"), ({"phrases": "nowhere.txt"}, "nowhere.txt: a phrases file must be readable"),
+        ({"images": None, "phrase": "a"}, "no images to look at"),
+        ({"phrases": "nowhere.txt"}, "nowhere.txt: a phrases file must be readable"),
     ],
 )  # fmt: skip
 def test_nothing_to_ask_is_refused(folder: Path, given: dict[str, str | None], words: str) -> None:
