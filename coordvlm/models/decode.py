@@ -190,6 +190,6 @@ class GreedyDecoder:
 
     def _head_box(self, boxes_S4: NDArray[np.float32], *, ended: bool) -> NDArray[np.float32] | None:
         """float32[4] read off the state that the head was trained on; ``boxes_S4``: those of all steps of an answer."""
-        if self.box_head == "box_start":
-            return boxes_S4[0].astype(np.float32)
-        return boxes_S4[-1].astype(np.float32) if self.box_head is not None and ended else None
+        if self.box_head is None or (self.box_head == "box_end" and not ended):
+            return None
+        return np.asarray(boxes_S4[0 if self.box_head == "box_start" else -1], dtype=np.float32)
