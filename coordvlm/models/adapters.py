@@ -27,7 +27,7 @@ TARGETS = {
         r"|.*visual\.blocks\..*\.(qkv|proj|fc1|fc2|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)"
     ),
 }
-#: Classes of bitsandbytes' quantised linear layers.
+#: Names of bitsandbytes' quantised linear layers, and of peft's around them.
 QUANTISED = ("Linear4bit", "Linear8bitLt")
 _NAME = "default"  # peft's name of the only adapter
 
@@ -163,7 +163,7 @@ def merged_state(hf: nn.Module, keys: Iterable[str]) -> dict[str, Tensor]:
     """The state of the plain model, whose keys are given: adapters merged, quantised weights whole again."""
     state: dict[str, Tensor] = {base_name(name): value for name, value in hf.state_dict().items()}
     for name, module in hf.named_modules():
-        if type(module).__name__ in QUANTISED:
+        if type(module).__name__ in QUANTISED and not hasattr(module, "base_layer"):
             state[base_name(f"{name}.weight")] = _dequantised(module)
     state |= {f"{name}.weight": merged_weight(layer) for name, layer in adapted(hf)}
     return {key: state[key] for key in keys}

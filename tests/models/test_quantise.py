@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ import pytest
 import torch
 import transformers
 
+from coordvlm import build
 from coordvlm.build.model import build_model
-from coordvlm.models.adapters import Lora
+from coordvlm.models.adapters import Lora, adapted, merged_weight
 from coordvlm.models.base_identity import identify
 from coordvlm.models.loading import LoadedModel
 from coordvlm.models.pretrained import load_pretrained
 from coordvlm.models.quantise import QLora, Quantisation, settle_quantisation
 from coordvlm.models.tiny import load_tiny
+from coordvlm.modules.trains import what_trains
 from coordvlm.utils.devices import Devices
 from coordvlm.utils.errors import ConfigError
 from tests.compose import compose
 from tests.folders import write_folder
-from tests.models.test_adapters import PLAIN
+from tests.models.test_adapters import PLAIN, stir
+from tests.tiny import random_sample, tiny_hf
 
 CUDA = Devices("gpu", (2,), "single", "bf16-mixed")
 SETTINGS = {**PLAIN, "bits": 4, "quant_type": "nf4", "double_quant": True, "without_cuda": "full_precision"}
@@ -48,7 +52,7 @@ def test_elsewhere_than_on_cuda_one_warning_and_whole_weights(accelerator: str, 
 
 
 def test_elsewhere_it_is_refused_when_asked_so() -> None:
-    with pytest.raises(ConfigError, match=r"adapter\.bits=8 needs a CUDA device, and this run uses cpu; adapter\.without_cuda=full_precision"):
+    with pytest.raises(ConfigError, match=r"bits=8 needs a CUDA device, and this run uses cpu; adapter\.without_cuda=full_precision"):
         settle_quantisation(qlora(bits=8, without_cuda="refuse"), Devices("cpu", (0,), "single", "32-true"), load_pretrained)
 
 
@@ -120,3 +124,42 @@ def test_what_a_cuda_machine_is_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert loaded.matrices == identify(model.backbone.hf, source="x").matrices  # of the files: the same base, packed or not
     assert {p.dtype for p in model.backbone.rows.parameters()} == {torch.float32}
     assert {p.dtype for p in model.backbone.adapter.parameters().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("bits", "dora"), [(4, False), (4, True), (8, False)])
+def test_packed_weights_train_adapters_and_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, dora: bool) -> None:
+    """With a real bitsandbytes, whose slow CPU kernels do for a tiny model."""
+    pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
+    monkeypatch.setattr("tests.folders.tiny_hf", partial(tiny_hf, hidden=64))
+    folder = write_folder(tmp_path / "model", "qwen3_vl", tied=False)
+    monkeypatch.setattr("coordvlm.build.model.settle_quantisation", lambda *_: Quantisation(bits, "nf4", True, "cpu"))  # type: ignore[arg-type]
+    options = ["adapter=qlora", f"adapter.bits={bits}", f"adapter.dora={dora}", "adapter.dropout=0", "adapter.targets=language"]
+    cfg = compose(tmp_path / "run", *options, "model=qwen3vl_4b", f"model.path={folder}", "trainer=cpu")
+    model = build_model(cfg)
+    backbone = model.backbone
+    packed = [n for n, p in backbone.named_parameters() if not p.is_floating_point()]
+    assert len(packed) == 14
+    assert all("language_model" in n for n in packed)
+    monkeypatch.setattr("coordvlm.build.model.settle_quantisation", lambda *_: None)
+    whole = build_model(cfg).backbone
+    assert backbone.adapter.base.differences(whole.adapter.base) == []
+    assert (backbone.adapter.base.quantised, whole.adapter.base.quantised) == (f"{bits} bit", "none")
+    assert backbone.adapter.base.matrices is not None
+    lines = {line["group"]: line for line in what_trains(backbone, build.instantiate(cfg.optim), precision="32-true")}
+    plain = {line["group"]: line for line in what_trains(whole, build.instantiate(cfg.optim), precision="32-true")}
+    assert {g: x["parameters"] for g, x in lines.items()} == {g: x["parameters"] for g, x in plain.items()}
+    assert lines["language"]["types"] == [f"{bits} bit", "bfloat16"]
+    stir(backbone)
+    batch = model.encoder.collate([model.encoder.encode(random_sample(i, 2, (64, 48)), epoch=0) for i in range(2)])
+    for every in (0, 1):
+        backbone.set_checkpointing(every)
+        backbone.zero_grad()
+        out = backbone(batch, {"text_nll", "slot_lse"})
+        (out.text_nll.mean() + out.slot_lse.mean()).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters() if p.requires_grad)
+    for _, layer in adapted(backbone.hf)[:3]:
+        x = torch.randn(5, layer.in_features).bfloat16()
+        mine = layer(x.clone().requires_grad_()).detach().float()  # a gradient keeps bitsandbytes' CPU kernel from packing anew
+        bias = layer.get_base_layer().bias
+        merged = x.float() @ merged_weight(layer).T + (0 if bias is None else bias.float())
+        torch.testing.assert_close(mine, merged.detach(), rtol=0, atol=0.02 * merged.abs().max().item())
