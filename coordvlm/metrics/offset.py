@@ -228,12 +228,14 @@ def _median_error(predicted: FloatArray, expected: FloatArray) -> float:
 
 
 def _sign_z(gain: FloatArray, cluster: IntArray) -> float:
-    """Standard errors by which more phrases gain than lose, by sign alone; phrases of one cluster count together."""
+    """Standard errors by which more phrases gain than lose, by sign alone; phrases of one cluster may err together.
+
+    One more cluster, that says nothing, is counted: where all agree there would be no error at all.
+    """
     sign = np.sign(gain)
-    _, group = np.unique(cluster, return_inverse=True)
-    sums = np.bincount(group.reshape(-1), weights=sign)
-    scale = float(np.sqrt((sums**2).sum()))
-    return float(sign.sum()) / scale if scale else 0.0
+    _, group, size = np.unique(cluster, return_inverse=True, return_counts=True)
+    apart = np.bincount(group.reshape(-1), weights=sign) - size * sign.mean()
+    return float(sign.sum() / np.sqrt((apart**2).sum() + size.mean() ** 2))
 
 
 def offset_to_json(found: Offset) -> dict[str, object]:

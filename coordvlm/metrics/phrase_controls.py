@@ -52,6 +52,7 @@ class Control:
         interval = "" if math.isnan(self.drop.low) else f" [{self.drop.low:.3f}, {self.drop.high:.3f}]"
         kept = f" ({self.unchanged} kept their own: more than half are equal)" if self.unchanged else ""
         fell = f"from {self.plain:.3f} to {self.controlled.value:.3f}, a drop of {self.drop.value:.3f}{interval}"
+        fell = fell.replace("-", "−")
         return f"{given}, Acc@0.5 goes {fell}, on {self.phrases:,} phrases{kept}: {self._judgement}."
 
     @property

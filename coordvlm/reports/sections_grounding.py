@@ -72,21 +72,19 @@ def failures(run: RunSummary) -> Markup:
     rows = run.phrases.failures if run.phrases is not None else ()
     if not rows:
         return section("failures", title, missing("No failure table was made."))
-    head = ("", "phrases", "right", "Acc@0.5", "mean IoU", "“none”", "unparsed")
-    blocks: list[Child] = []
+    head = ("", "", "phrases", "right", "Acc@0.5", "mean IoU", "“none”", "unparsed")
+    cells: list[tuple[Child, ...]] = []
     for group, members in groupby(rows, key=lambda row: row.group):
-        cells = [
-            (r.bucket, f"{r.phrases:,}", f"{r.right:,}", tables.number("acc_50", r.acc_50), tables.number("iou_mean_all", r.iou_mean),
-             f"{r.none:,}", f"{r.unparsed:,}")
-            for r in members
-        ]
-        blocks.append(tag("div", tag("h3", group), table(head, cells)))
+        for i, r in enumerate(members):
+            shares = tables.number("acc_50", r.acc_50), tables.number("iou_mean_all", r.iou_mean)
+            counts = f"{r.phrases:,}", f"{r.right:,}", *shares, f"{r.none:,}", f"{r.unparsed:,}"
+            cells.append((tag("b", group) if i == 0 else None, r.bucket, *counts))
     note = (
-        "Phrases with a target, right at IoU ≥ 0.5; without a target (last block) a phrase is right when it is rejected. Buckets of few "
-        "phrases say little. A phrase with several of the relation words is in several rows. The same is in failures.csv; every phrase "
-        "is in grounding.csv."
+        "Phrases with a target, right at IoU ≥ 0.5; one without a target is right when it is rejected. Buckets of few phrases say "
+        "little. A phrase with several of the relation words is in several rows. The same is in failures.csv; every phrase is in "
+        "grounding.csv."
     )
-    return section("failures", title, tag("div", blocks, class_="columns"), note=note)
+    return section("failures", title, table(head, cells, text_columns=(0, 1), class_="wide"), note=note)
 
 
 def rejection(run: RunSummary) -> Markup:
@@ -100,7 +98,7 @@ def rejection(run: RunSummary) -> Markup:
     rows = [(r.name, r.shown, r.interval, r.meaning) for r in shown]
     note = (
         f"{negatives:,} of {counts.get('phrases', 0):,} phrases have no target; {counts.get('answered_none', 0):,} of all were answered "
-        "by “none”. Phrases without a target enter nothing else on this page."
+        "by “none”. Phrases without a target enter neither accuracy nor IoU."
     )
     return section("rejection", title, table(("metric", "value", "95 % interval", "meaning"), rows, text_columns=(0, 3)), note=note)
 

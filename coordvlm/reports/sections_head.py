@@ -11,6 +11,8 @@ from coordvlm.reports import base_beside, tables
 from coordvlm.reports.page import Child, Markup, definitions, fold, join, missing, section, table, tag
 from coordvlm.reports.summary import RunSummary, flatten, quantity
 
+#: Fewer images than this make a bootstrap over images a formality.
+_FEW_IMAGES = 10
 _STATUS = {
     "finished": ("good", "finished"), "running": ("warn", "running"), "interrupted": ("bad", "interrupted"),
     "failed": ("bad", "failed"), "dead": ("bad", "died"),
@@ -89,9 +91,10 @@ def results(run: RunSummary) -> Markup:
     over = f"{images:,} images" if images is not None else "the evaluated images"
     if run.grounding:
         over = f"{run.evaluation.counts.get('phrases', 0):,} phrases on {over}"
+    few = f" {images} images are too few for these ranges to mean much." if images is not None and images < _FEW_IMAGES else ""
     note = (
         f"On {run.split or 'an unnamed split'}, {over}, original annotations at original resolution. Ranges are 95 % bootstrap intervals "
-        "over images: what another draw of test images would change, not what another seed would."
+        f"over images: what another draw of test images would change, not what another seed would.{few}"
     )
     every = table(
         ("metric", "", "value", "95 % interval", "meaning"),

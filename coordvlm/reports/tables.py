@@ -64,7 +64,7 @@ METRICS: Mapping[str, tuple[str, int]] = {
     "center_error_median": ("median distance of the boxes' centres, source px, of answered boxes", -1),
     "extra_box_rate": ("phrases answered by more than one box; the first one counts", -1),
     "parse_rate": ("answers whose records all parse", 1),
-    "truncation_rate": ("images without an end token", -1),
+    "truncation_rate": ("answers without an end token", -1),
     "duplicate_rate": ("predictions that repeat an earlier one of their class (IoU ≥ 0.9)", -1),
     "absent_class_rate": ("predictions of a class that is not in the image", -1),
     "seconds_per_image": ("decoding, wall time; only comparable on one machine at one load", -1),
