@@ -192,7 +192,7 @@ def _convention(view: SplitView) -> list[Finding]:
             f"the last pixel seems to be part of a box: {last[1]:,} edges at size - 1 and none at the size, so boxes may be a pixel short"
             if inclusive else "no sign that the last pixel is left out", details=edges),
         Finding(
-            "boxes", "reach", view.name, Level.WARN if short.any() else Level.OK, float(reach.min()), " x ".join(percent(r) for r in reach),
+            "boxes", "reach", view.name, Level.WARN if short.any() else Level.OK, float(reach.min()), " x ".join(f"{100 * r:.0f}" for r in reach.tolist()) + " %",
             "how far boxes reach to the right and down; " + (
                 "none comes near the edge: of a smaller version of the image, or another unit?" if short.any() else "they reach the edges"),
         ),

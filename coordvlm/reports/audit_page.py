@@ -32,10 +32,11 @@ def _topic(topic: str, heading: str, findings: Sequence[Finding]) -> Markup:
     body = []
     for row in rows(findings):
         cells = [row.by_split[split].shown if split in row.by_split else "" for split in splits]
-        level = row.level.key if row.level is Level.OK else tag("strong", row.level.key)
+        level = row.level.key if row.level is Level.OK else tag("strong", row.level.key, style="white-space: nowrap")
         body.append([level, words(row.check), *cells, row.worst.rule])
     shown = table(["level", "check", *splits, "what should hold"], body, text_columns=(0, 1, len(splits) + 2))
-    return section(topic, heading, shown, [_places(f) for f in findings if f.level > Level.OK and f.examples])
+    named = sorted((f for f in findings if f.level > Level.OK and f.examples), key=lambda f: -f.level)
+    return section(topic, heading, shown, [_places(f) for f in named])
 
 
 def _places(finding: Finding) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ STYLES = {Level.OK: "dim", Level.NOTE: "cyan", Level.WARN: "yellow", Level.FAIL:
 _SHOWN = 3
 #: Splits that have a column each.
 _MOST_COLUMNS = 3
-_RULE_WIDTH = 32
+#: The least width of the column of rules, and the width of output that is no terminal.
+_RULE_WIDTH, _FILE_WIDTH = 18, 120
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,8 @@ def _examples(findings: Sequence[Finding]) -> list[RenderableType]:
 
 
 def show(audit: Audit, title: str, *, width: int | None = None) -> None:
-    """Print it. ``width``: None takes the terminal's, at least 80 columns."""
+    """Print it. ``width``: None takes that of the terminal or of COLUMNS."""
     console = Console(width=width, highlight=False)
-    if width is None and console.width < 80:
-        console = Console(width=80, highlight=False)
+    if width is None and not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_FILE_WIDTH, highlight=False)
     console.print(audit_table(audit, title))

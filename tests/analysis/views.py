@@ -26,8 +26,12 @@ def settings(**changes: Any) -> CheckSettings:
     return replace(SETTINGS, **changes)
 
 
+#: (image, class number from 1, xyxy)
+Box = tuple[int, int, Sequence[float]]
+
+
 def view(
-    boxes: Sequence[tuple[int, int, Sequence[float]]] = (), *, size: tuple[float, float] = (640, 480), num_images: int = 1,
+    boxes: Sequence[Box] = (), *, size: tuple[float, float] = (640, 480), num_images: int = 1,
     names: Sequence[str] = ("dog", "cat"), files: Sequence[Path] | None = None, name: str = "train", phrases: PhraseView | None = None,
     crowd: Sequence[int] = (), generated: bool = False, strict: bool = True,
 ) -> SplitView:
@@ -56,7 +60,8 @@ def phrase_view(*rows: tuple[str, int, Sequence[float] | None], generated: bool 
     xyxy = np.asarray([[np.nan] * 4 if box is None else box for _, _, box in rows], dtype=np.float64).reshape(-1, 4)
     image = np.asarray([i for _, i, _ in rows], dtype=np.int64)
     phrases = PhraseView(
-        texts=[text for text, _, _ in rows], image=image, negative=np.isnan(xyxy).any(axis=1), xyxy=xyxy, place=lambda p: f"row {p}",
+        texts=[text for text, _, _ in rows], image=image, negative=np.asarray(np.isnan(xyxy).any(axis=1)), xyxy=xyxy,
+        place=lambda p: f"row {p}",
     )
     boxes = [(i, 1, box) for _, i, box in rows if box is not None]
     return view(boxes, num_images=int(image.max(initial=-1)) + 1, names=("target",), phrases=phrases, generated=generated)

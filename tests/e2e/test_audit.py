@@ -178,7 +178,7 @@ def test_a_copied_image_of_a_coco_file_fails(tmp_path: Path) -> None:
 
 def test_broken_boxes_of_a_split_that_cannot_be_evaluated_are_still_named(tmp_path: Path) -> None:
     root = tmp_path / "data"
-    broken = {"b.png": [[1, 1, float("inf"), 9], [2, 2, 5, 5]]}
+    broken: dict[str, list[list[float]]] = {"b.png": [[1, 1, float("inf"), 9], [2, 2, 5, 5]]}
     given = [*coco_file(root, "train", {"a.png": [[1, 1, 9, 9]]}), *coco_file(root, "val", broken)]
     ran = audit(tmp_path, "data=coco", f"data.root={root}", *given)
     assert ran.status == 1
