@@ -55,7 +55,7 @@ class Model:
         self.predictor, self.name, self.min_score = predictor, name, min_score
 
     @overload
-    def ground(self, image: str | Path | Image.Image, phrase: str) -> Answer: ...
+    def ground(self, image: str | Path | Image.Image, phrase: str) -> Answer: ...  # type: ignore[overload-overlap]
 
     @overload
     def ground(self, image: str | Path | Image.Image, phrase: Sequence[str]) -> list[Answer]: ...
@@ -86,13 +86,13 @@ class Model:
 
         if any(p is not None and not p.strip() for p in phrases):
             raise ConfigError("a phrase must have at least one word")
-        path = Path(image).expanduser() if isinstance(image, str | Path) else None
         requests = self.predictor.requests
-        where = path or "image in memory"
-        frame = requests.frame(path if path is not None else image, where=where)
+        opened = Path(image).expanduser() if isinstance(image, str | Path) else image
+        name, where = (opened.name, str(opened)) if isinstance(opened, Path) else ("image", "image in memory")
+        frame = requests.frame(opened, where=where)
         asked = [p if p is None else p.strip() for p in phrases]
-        encoded = [requests.encode(frame, p, name=path.name if path else "image", where=where) for p in asked]
-        answers = []
+        encoded = [requests.encode(frame, p, name=name, where=where) for p in asked]
+        answers: list[Answer] = []
         while encoded:
             size = self.predictor.batch_size(encoded[0])
             part, encoded = encoded[:size], encoded[size:]

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from coordvlm.build.model import Model, build_grammar, task_of
 from coordvlm.coords.grid import Grid
-from coordvlm.models.decode import GreedyDecoder
+from coordvlm.models.decode import Decoder
 from coordvlm.models.sampling import Sampling
 from coordvlm.modules.answerer import Answerer
 from coordvlm.sequence.parse import READOUTS
@@ -51,7 +51,7 @@ def build_answerer(cfg: DictConfig, model: Model, settings: dict[str, Any]) -> A
     Args:
         settings: of ``decode_settings``, with the token budget filled in.
     """
-    decoder = GreedyDecoder(
+    decoder = Decoder(
         model.backbone,
         model.grid.bin_values() if isinstance(model.grid, Grid) else torch.empty(0),
         max_new_tokens=settings["max_new_tokens"],

@@ -45,7 +45,7 @@ class _Trace:
     head: Tensor
 
 
-class GreedyDecoder:
+class Decoder:
     """Decodes the prompts of a batch.
 
     Args:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coordvlm.contracts import Batch, Parser, Prediction
-from coordvlm.models.decode import GreedyDecoder
+from coordvlm.models.decode import Decoder
 from coordvlm.models.sampling import Sampling
 from coordvlm.sequence.consensus import alternative, consensus, is_answered
 from coordvlm.utils.errors import ConfigError
@@ -36,7 +36,7 @@ class Answerer:
     """
 
     def __init__(
-        self, decoder: GreedyDecoder, parser: Parser, *, samples: int = 1, retries: int = 0, sampling: Sampling | None = None
+        self, decoder: Decoder, parser: Parser, *, samples: int = 1, retries: int = 0, sampling: Sampling | None = None
     ) -> None:
         for name, value, least in (("samples", samples, 1), ("retries", retries, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:

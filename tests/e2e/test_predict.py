@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from coordvlm import build
-from coordvlm.models.decode import GreedyDecoder
+from coordvlm.models.decode import Decoder
 from tests.compose import compose
 from tests.e2e.commands import Ran, predict, refusal
 from tests.e2e.speech import BOX_60_120, OBJECT_ANSWER, PHRASE_ANSWER, speak
@@ -124,15 +124,15 @@ def test_answers_do_not_depend_on_how_they_are_batched(fast_outputs: Path, groun
 def test_a_batch_that_does_not_fit_is_halved(
     fast_outputs: Path, ground_run: Ran, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, seen = GreedyDecoder.decode, []
+    decode, seen = Decoder.decode, []
 
-    def small_only(self: GreedyDecoder, batch: Any, **how: Any) -> Any:
+    def small_only(self: Decoder, batch: Any, **how: Any) -> Any:
         seen.append(len(batch))
         if len(batch) > 2 or "huge" in batch.phrases:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return decode(self, batch, **how)
 
-    monkeypatch.setattr(GreedyDecoder, "decode", small_only)
+    monkeypatch.setattr(Decoder, "decode", small_only)
     (tmp_path / "phrases.txt").write_text("\n".join(["one", "two", "huge", "four", "five", "six", "seven"]))
     argv = (f"run={ground_run.run}", f"images={photos / 'a.png'}", f"phrases={tmp_path / 'phrases.txt'}", "overlays=false")
     ran = done(predict(fast_outputs, *argv, "batch_size=7"))

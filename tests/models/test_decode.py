@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from coordvlm.models.decode import GreedyDecoder
+from coordvlm.models.decode import Decoder
 from coordvlm.sequence.grammar import ObjectsGrammar
 from coordvlm.sequence.parse import ObjectsParser
 from tests.tiny import FAMILIES, MARKERS, PATCH, Tiny, hf_inputs, tiny
@@ -14,7 +14,7 @@ from tests.tiny import FAMILIES, MARKERS, PATCH, Tiny, hf_inputs, tiny
 SIDES = ((48, 32), (32, 32), (32, 64), (16, 16), (64, 64))
 
 
-def decoder(t: Tiny, *, grammar: bool, budget: int = 24) -> GreedyDecoder:
+def decoder(t: Tiny, *, grammar: bool, budget: int = 24) -> Decoder:
     rows, v = t.backbone.rows, t.vocab
     g = None
     if grammar:
@@ -31,7 +31,7 @@ def decoder(t: Tiny, *, grammar: bool, budget: int = 24) -> GreedyDecoder:
             forbidden=[v.image_id, v.pad_id, *rows.shadow.nonzero().flatten().tolist()],
             blank=[i for i in range(len(t.tokenizer)) if not t.tokenizer.decode([i]).strip()],
         )
-    return GreedyDecoder(t.backbone, t.grid.bin_values(), max_new_tokens=budget, grammar=g, mass_radius=10, local_window=16)
+    return Decoder(t.backbone, t.grid.bin_values(), max_new_tokens=budget, grammar=g, mass_radius=10, local_window=16)
 
 
 def noisy(seed: int, **kwargs: object) -> Tiny:

@@ -10,7 +10,7 @@ from torch import nn
 from coordvlm.contracts import TARGET, TEXT, Batch, Prediction, Record
 from coordvlm.losses.box_head import HeadGIoU, HeadL1
 from coordvlm.losses.weighted_sum import Weighted, WeightedSum
-from coordvlm.models.decode import GreedyDecoder
+from coordvlm.models.decode import Decoder
 from coordvlm.models.heads import BoxHead, build_heads
 from coordvlm.modules.answerer import with_head_box
 from coordvlm.modules.optim import OptimSettings, group_of, parameter_groups
@@ -158,7 +158,7 @@ def test_decoding_reads_the_head_where_it_was_trained(at: str) -> None:
     samples = [random_sample(i, 1, wh) for i, wh in enumerate(((48, 32), (32, 32), (32, 64)))]
     encoded = [t.encoder.encode(s, epoch=0) for s in samples]
     stops = OneRowStopsAtEachStep(t.backbone.num_columns, t.vocab.end_id, [3, 1, 9])
-    decoder = GreedyDecoder(t.backbone, t.grid.bin_values(), max_new_tokens=6, grammar=stops, mass_radius=10, local_window=16)
+    decoder = Decoder(t.backbone, t.grid.bin_values(), max_new_tokens=6, grammar=stops, mass_radius=10, local_window=16)
     answers = decoder.decode(t.encoder.collate(encoded))
     assert [a.truncated for a in answers] == [False, False, True]
     assert (answers[2].head_box is None) == (at == "end")
@@ -178,7 +178,7 @@ def test_decoding_reads_the_head_where_it_was_trained(at: str) -> None:
 
 def test_without_a_head_nothing_is_read() -> None:
     t = tiny(seed=6)
-    decoder = GreedyDecoder(t.backbone, t.grid.bin_values(), max_new_tokens=2, grammar=None, mass_radius=10, local_window=16)
+    decoder = Decoder(t.backbone, t.grid.bin_values(), max_new_tokens=2, grammar=None, mass_radius=10, local_window=16)
     assert [a.head_box for a in decoder.decode(phrases(t))] == [None] * 4
 
 

@@ -23,7 +23,7 @@ from coordvlm.losses.l1 import L1
 from coordvlm.losses.text_ce import TextCE
 from coordvlm.losses.weighted_sum import Weighted, WeightedSum
 from coordvlm.metrics.detection import DetectionMetric
-from coordvlm.models.decode import GreedyDecoder
+from coordvlm.models.decode import Decoder
 from coordvlm.modules.answerer import Answerer
 from coordvlm.modules.coord_lm import CoordLM
 from coordvlm.modules.optim import OptimSettings
@@ -77,7 +77,7 @@ def module(t: Tiny, kind: str = "hybrid", num: int = 8, **optim: Any) -> CoordLM
         backbone=t.backbone,
         losses=recipe(t, kind),
         answerer=Answerer(
-            GreedyDecoder(t.backbone, t.grid.bin_values(), max_new_tokens=12, grammar=None, mass_radius=10, local_window=16), parser
+            Decoder(t.backbone, t.grid.bin_values(), max_new_tokens=12, grammar=None, mass_radius=10, local_window=16), parser
         ),
         val_metric=metrics[0],
         test_metrics={"argmax": metrics[1], "expectation": metrics[2]},
