@@ -39,7 +39,7 @@ def name(case: Case) -> str:
 
 def teaches(recipe: str, sequence: str) -> bool:
     """Digits have no coordinate slots: only the one mean over all supervised tokens can teach them."""
-    return sequence in TOKENS or recipe == "ce"
+    return sequence in TOKENS or recipe in ("ce", "ce_box_head")
 
 
 def experiment(folder: Path, case: Case, *overrides: str) -> build.Experiment:

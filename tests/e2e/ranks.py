@@ -23,6 +23,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from coordvlm.callbacks.evaluation_writer import write_evaluation
 from coordvlm.contracts import Batch, Window
 from coordvlm.losses.weighted_sum import WeightedSum
+from coordvlm.models.heads import build_heads
 from coordvlm.modules.strategies import make_strategy
 from coordvlm.utils import collectives
 from coordvlm.utils.devices import Devices
@@ -84,8 +85,10 @@ def gradients(layouts: Layouts, recipes: Sequence[str], dtype: torch.dtype, kind
     found = {}
     for recipe in recipes:
         for accumulate, windows in layouts.items():
+            losses = loss(recipe)
+            t.backbone.heads = build_heads(losses.needs, 32, seed=0).to(dtype)
             m, seen = module(t, lr=1e-30), Gradients()
-            m.losses = loss(recipe)
+            m.losses = losses
             items = loader(t, accumulate, list(windows.values()), m.losses, rank)
             trainer(seen, accumulate_grad_batches=accumulate, **(strategy(kind) if kind else {})).fit(m, items)
             found |= {f"{recipe}/{name}": step for name, step in zip(windows, seen.steps, strict=True)}
@@ -136,12 +139,16 @@ def scores(kind: str | None = None) -> dict[str, Any]:
     return found
 
 
-def course(kind: str | None) -> dict[str, torch.Tensor]:
+def course(kind: str | None, recipe: str | None = None) -> dict[str, torch.Tensor]:
     """Weights after two epochs of one clipped, ragged step each, in double precision and untied; ``kind`` None: one process."""
     rank = int(os.environ.get("RANK", "0"))
     t = tiny(tied=False)
+    if recipe is not None:
+        t.backbone.heads = build_heads(loss(recipe).needs, 32, seed=0)
     t.backbone.to(torch.float64)
     m = module(t, clip_norm=0.5)
+    if recipe is not None:
+        m.losses = loss(recipe)
     windows = list((TWO if kind else ONE)[2].values())[:1]
     run = trainer(accumulate_grad_batches=2, max_epochs=2, **(strategy(kind) if kind else {}))
     run.fit(m, loader(t, 2, windows, m.losses, rank))
@@ -164,6 +171,7 @@ def main(out: Path) -> None:
         "scores": scores("ddp"),
         "sharded": scores("fsdp"),
         "course": {kind: course(kind) for kind in ("ddp", "fsdp")},
+        "head": {"fsdp": course("fsdp", "ce_box_head")},
     }
     collectives.any_rank(False)
     if os.environ["RANK"] == "0":

@@ -122,6 +122,12 @@ def test_clipped_steps_lead_to_the_same_weights(two: dict[str, Any], kind: str) 
     assert worst(two["course"][kind], ranks.course(None)) < 1e-9
 
 
+def test_a_head_beside_shards_is_averaged_over_ranks(two: dict[str, Any]) -> None:
+    mine, theirs = two["head"]["fsdp"], ranks.course(None, "ce_box_head")
+    assert any(name.startswith("heads.") for name in mine)
+    assert worst(mine, theirs) < 1e-9
+
+
 # ------------------------------------------------------------------ the command
 #: Nine samples in steps of four over two epochs: the last step of an epoch has one sample, so one rank has none. Five images are scored.
 COURSE = (*FAST, "data.source.num_train=9", "data.source.num_test=5", "trainer.limit_test_batches=1.0", "data.val_images=5", "optim=adamw",
