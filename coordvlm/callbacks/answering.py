@@ -83,14 +83,20 @@ class Summary:
         """For the terminal."""
         none, nothing, dropped = self.answers["none"], self.answers["nothing"], sum(self.rejected.values())
         left_out = ", ".join(f"{reason} {n}" for reason, n in sorted(self.rejected.items()))
+        asked = f"{_count(self.num_requests, 'request')} on {_count(self.num_images, 'image')}"
+        failed = f"{self.num_failed} failed on {_count(len(self.failed_images), 'image')}, listed in {self.folder / ERRORS}"
         parts = [
-            f"{self.num_answered} of {self.num_requests} requests on {self.num_images} images answered: {self.num_boxes} boxes",
+            f"{self.num_answered} of {asked} answered: {_count(self.num_boxes, 'box', 'boxes')}",
             f", {none} times none" if none else "",
             f", {nothing} without an answer that can be read" if nothing else "",
-            f"; {dropped} records left out ({left_out})" if dropped else "",
-            f"; {self.num_failed} failed on {len(self.failed_images)} images, listed in {self.folder / ERRORS}" if self.num_failed else "",
+            f"; {_count(dropped, 'record')} left out ({left_out})" if dropped else "",
+            f"; {failed}" if self.num_failed else "",
         ]
         return "".join(parts) + f"\nresults: {self.folder / ANSWERS}"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def answer_all(

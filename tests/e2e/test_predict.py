@@ -88,7 +88,7 @@ def test_boxes_are_source_pixels_and_drawn(
     (broken,) = [json.loads(x) for x in (out / "errors.jsonl").read_text().splitlines()]
     assert broken["image"].endswith("c.jpg")
     assert "must be readable and complete" in broken["error"]
-    assert "3 of 4 requests on 4 images answered: 3 boxes; 1 failed on 1 images" in ran.out
+    assert "3 of 4 requests on 4 images answered: 3 boxes; 1 failed on 1 image, listed in" in ran.out
     assert "is not an empty folder; nothing is written over" in refusal(predict(fast_outputs, *argv))
     few = done(predict(fast_outputs, *argv[:-1], "min_score=1.1", "overlays=false"))
     assert few.record["counts"]["rejected"] == {"low_score": 3}
