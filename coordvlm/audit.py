@@ -2,7 +2,7 @@
 
 python -m coordvlm.audit data=coco data.root=/datasets/mine
 python -m coordvlm.audit data=refcoco data.root=/datasets/refcoco audit.full=true      decode every image
-python -m coordvlm.audit experiment=overfit_bccd data.root=/datasets/bccd              the data as an experiment has it
+python -m coordvlm.audit experiment=coco_hybrid_qwen3vl_4b data.root=/datasets/coco    the data as an experiment has it
 
 Writes audit.json and audit.html. Exit status: 0 nothing failed, 1 something did, 2 the command cannot be meant.
 """

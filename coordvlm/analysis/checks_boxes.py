@@ -20,6 +20,11 @@ from coordvlm.utils.errors import DataError
 
 #: Always shown, found or not; other faults only where there are any.
 _USUAL = (Fault.ZERO_AREA, Fault.INVERTED, Fault.OUT_OF_FRAME)
+#: What readers count and nobody refuses.
+_HARMLESS = {
+    "no_label_file": "images without a label file: taken for images without objects",
+    "polygon_to_box": "polygons that were read as the boxes around them",
+}
 _TINY_PX = 2.0
 _WHOLE = 0.99
 #: Boxes from which on it says something that none of them does a thing.
@@ -67,12 +72,13 @@ def _excess(view: SplitView, at: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _left_out(view: SplitView) -> list[Finding]:
-    rule = "lines and images that could not be read; training is refused unless data.on_error=skip leaves them out"
-    level = Level.FAIL if view.strict else Level.WARN
-    return [
-        Finding("boxes", key, view.name, level, number, f"{number:,}", rule)
-        for key, number in sorted(view.left_out.items()) if number
-    ]
+    refused = Level.FAIL if view.strict else Level.WARN
+    found = []
+    for key, number in sorted(view.left_out.items()):
+        rule = _HARMLESS.get(key, "left out by the reader; training is refused unless data.on_error=skip leaves it out")
+        if number:
+            found.append(Finding("boxes", key, view.name, Level.NOTE if key in _HARMLESS else refused, number, f"{number:,}", rule))
+    return found
 
 
 def _clipped(view: SplitView, tally: Tally) -> Finding:
@@ -192,7 +198,8 @@ def _convention(view: SplitView) -> list[Finding]:
             f"the last pixel seems to be part of a box: {last[1]:,} edges at size - 1 and none at the size, so boxes may be a pixel short"
             if inclusive else "no sign that the last pixel is left out", details=edges),
         Finding(
-            "boxes", "reach", view.name, Level.WARN if short.any() else Level.OK, float(reach.min()), " x ".join(f"{100 * r:.0f}" for r in reach.tolist()) + " %",
+            "boxes", "reach", view.name, Level.WARN if short.any() else Level.OK, float(reach.min()),
+            " x ".join(f"{100 * r:.0f}" for r in reach.tolist()) + " %",
             "how far boxes reach to the right and down; " + (
                 "none comes near the edge: of a smaller version of the image, or another unit?" if short.any() else "they reach the edges"),
         ),
@@ -210,7 +217,7 @@ def _per_image(view: SplitView, settings: CheckSettings) -> list[Finding]:
         tally("images_without", np.flatnonzero(number == 0), "images without a box are kept: their answer is empty", Level.NOTE,
               worse=(0.5, Level.WARN)),
     ]
-    if settings.max_objects is not None:
+    if settings.max_objects is not None and view.trains:
         many = np.flatnonzero(number > settings.max_objects)
         many = many[np.argsort(-number[many], kind="stable")]
         rule = f"images with more than {settings.max_objects} boxes (sequence.max_objects) are dropped or cut in training"

@@ -125,7 +125,7 @@ def check_classes_between(views: Sequence[SplitView]) -> list[Finding]:
         rule = "classes with boxes that are scored and not one to learn from" if new else "every class that is scored can be learnt"
         found.append(Finding(
             "classes", "never_taught", view.name, Level.WARN if new else Level.OK, len(new), str(len(new)), rule,
-            tuple(Example(f"{view.name}: {name}", f"{n} boxes") for name, n in new[:10]),
+            tuple(Example(f"{view.name}: {name}, {n} boxes") for name, n in new[:10]),
         ))
     return found
 

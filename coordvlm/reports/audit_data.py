@@ -62,6 +62,8 @@ class Finding:
         """What stands at a place: words of the data in quotes, ours without."""
         if example.value is None:
             return ""
+        if isinstance(example.value, list) and all(isinstance(v, float) for v in example.value):
+            return f"[{', '.join(f'{v:.7g}' for v in example.value)}]"
         return str(example.value) if isinstance(example.value, str) and self.topic not in _QUOTED else repr(example.value)
 
 

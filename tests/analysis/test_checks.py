@@ -192,7 +192,7 @@ def test_images_that_lack_what_nearly_all_have() -> None:
 def test_a_class_that_is_scored_and_never_taught() -> None:
     train, val = view([(0, 1, PLAIN)]), view([(0, 1, PLAIN), (0, 2, PLAIN)], name="val")
     [never] = check_classes_between([train, val])
-    assert (never.level, never.split, never.examples[0].where) == (Level.WARN, "val", "val: cat")
+    assert (never.level, never.split, never.examples[0].where) == (Level.WARN, "val", "val: cat, 1 boxes")
     assert check_classes_between([train, train]) == []
 
 

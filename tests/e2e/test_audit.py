@@ -15,6 +15,7 @@ from PIL import Image
 
 from coordvlm import audit as command
 from coordvlm.utils.cli import run_command
+from tests.data.layouts import write_small
 from tests.data.phrase_layouts import row, write_small_phrases
 from tests.data_root import peer_data
 from tests.e2e.commands import Ran
@@ -197,6 +198,13 @@ def test_boxes_in_another_convention_are_refused_with_the_reason(tmp_path: Path)
     assert (ran.status, failed(ran)) == (1, {("refused", "all")})
     assert "5 of 5 boxes are inverted or out of frame as declared" in ran.out
     read(ran.run / "audit.html")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "yolo", "voc"])
+def test_every_format_of_boxes_can_be_audited(tmp_path: Path, kind: str) -> None:
+    ran = audit(tmp_path, *write_small(kind, tmp_path / "data"))
+    assert failed(ran) == {("same_content", "train/val")}  # all of these pictures are one colour
+    assert (("no_label_file", "train") in findings(ran, "note")) is (kind == "yolo")
 
 
 def test_missing_data_is_a_finding(tmp_path: Path) -> None:
