@@ -73,10 +73,10 @@ def load_trained(folder: Path, backbone: nn.Module, contract: Contract, *, warm:
         raise ContractError(f"{folder}: the checkpoint has no adapter ({FOLDER}/) and the configured model has one; set adapter=none")
     _refuse_misfits(folder / TRAINED, state | adapted, parameters, absent)
     foreign = [name for name in state if not parameters[name].requires_grad]
-    if foreign and adapter is None and warm:
+    if foreign and (adapted or (adapter is None) == warm):  # only a warm start under a new adapter is written down, see Adapter
         raise ContractError(
-            f"{folder / TRAINED}: init would change {len(foreign)} tensors that this run freezes, first {foreign[0]}; its own checkpoints "
-            "would not hold them. Leave those parts out of model.freeze"
+            f"{folder / TRAINED} holds {len(foreign)} tensors that this run freezes, first {foreign[0]}; its own checkpoints would not "
+            "hold them. Let those parts train (model.freeze, adapter.merger)"
         )
     if adapter is not None and adapted:
         _settle_base(folder, backbone, contract, adapter)

@@ -53,7 +53,7 @@ def what_trains(backbone: Backbone, settings: OptimSettings, *, precision: str) 
 
 
 def _type(name: str, parameter: Tensor, *, cast: bool, adapter: bool) -> str:
-    kept = name.startswith("rows.") or (adapter and parameter.requires_grad)  # see ``precision.cast_weights``
+    kept = name.startswith(("rows.", "heads.")) or (adapter and parameter.requires_grad)  # see ``precision.cast_weights``
     if cast and parameter.is_floating_point() and not kept:
         return "bfloat16"
     return _PACKED.get(parameter.dtype, str(parameter.dtype).removeprefix("torch."))
