@@ -122,7 +122,8 @@ def _reread(runs: Sequence[Run], readout: str, source: _Source) -> tuple[list[Ru
 
     out, kept = [], {}
     for run in runs:
-        settings = {key: run.config[f"metrics.{key}"] for key in ("backend", "num_replicates", "seed")}
+        names = ("backend", "num_replicates", "seed")
+        settings = {key: run.config[f"metrics.{key}"] for key in names if f"metrics.{key}" in run.config}
         changed, lines = rescore(run, read_lines(run.predictions_file), source.truth(runs[0]), readout, **settings)
         out.append(changed)
         kept[run.folder] = lines

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coordvlm.contracts import GroundTruth, MatchedPairs
+from coordvlm.contracts import GroundTruth, MatchedPairs, PhraseTruth
 from coordvlm.contracts.prediction import KEPT
 from coordvlm.metrics.pixels import euclidean
 from coordvlm.metrics.records import line_to_prediction
@@ -93,8 +93,13 @@ def condense(lines: Sequence[Line], *, where: object) -> Answers:
 
 
 def truth_of(lines: Iterable[Line]) -> GroundTruth:
-    """The truth as the predictions carry it: boxes, names and sizes. Areas are the boxes' own, so it is not for COCO's numbers."""
+    """The truth as the predictions carry it: boxes, names and sizes. Areas are the boxes' own, so it is not for COCO's numbers.
+
+    Lines of phrases give a ``PhraseTruth``.
+    """
     lines = sorted(lines, key=lambda line: int(line["id"]))
+    if lines and "phrase" in lines[0]:
+        return _phrases_of(lines)
     names = tuple(sorted({t["category"] for line in lines for t in line["truth"]}))
     number = {name: i for i, name in enumerate(names, 1)}
     owned = [(int(line["id"]), t) for line in lines for t in line["truth"]]
@@ -110,6 +115,14 @@ def truth_of(lines: Iterable[Line]) -> GroundTruth:
         ann_xyxy_px=boxes,
         ann_area=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
         ann_iscrowd=np.asarray([t["iscrowd"] for _, t in owned], dtype=np.bool_),
+    )
+
+
+def _phrases_of(lines: Sequence[Line]) -> PhraseTruth:
+    return PhraseTruth.of(
+        ids=[int(line["id"]) for line in lines], phrases=[str(line["phrase"]) for line in lines],
+        source_image=[int(line["source_image"]) for line in lines], image_wh=np.asarray([line["size"] for line in lines], dtype=np.float64),
+        boxes=[line["truth"][0]["box"] if line["truth"] else None for line in lines],
     )
 
 

@@ -21,7 +21,7 @@ from coordvlm.contracts import GroundTruth
 from coordvlm.metrics.floor import Floor
 from coordvlm.reports.compare_data import Comparison, Disagreement, Estimate, GroupResult, PairResult, RunRow
 from coordvlm.reports.floor import floor_of
-from coordvlm.reports.tables import describe
+from coordvlm.reports.tables import describe, primary, task_of
 from coordvlm.utils.errors import ConfigError, DataError
 from coordvlm.utils.overrides import hint, nearest
 
@@ -33,13 +33,14 @@ class Question:
     """What is asked of the runs.
 
     Args:
-        metric: what decides. metrics: what else is compared. verdict_metrics: those named in the verdicts.
+        metric: what decides; None: AP, or Acc@0.5 of phrases. metrics: what else is compared, where the task has it.
+        verdict_metrics: those named in the verdicts.
         baseline: compare every group with this one only; None compares every pair.
         ignore: settings that make no group. coverage: of intervals. power: of the detectable difference.
         level_shares: levels to be reached, as shares of the best last value. num_snapshots, num_pictures: at most.
     """
 
-    metric: str
+    metric: str | None
     metrics: Sequence[str]
     verdict_metrics: Sequence[str]
     baseline: str | None
@@ -67,29 +68,31 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut], question: Question
     Raises:
         ConfigError: fewer than two groups, a metric that a run lacks, or a baseline that is none of the groups.
     """
+    chosen = question.metric or primary(runs[0].values if runs else ())
     truth, answers, unread = _answers(runs, read)
     groups, repeated = group_runs([run for run in runs if run.folder in answers], ignore=question.ignore)
     rest = [*left_out, *unread, *repeated]
     _require_two(groups, rest)
     assert truth is not None, "two groups have answers"
     members = [run for group in groups for run in group.runs]
-    metrics, absent = _metrics(members, question)
+    metrics, absent = _metrics(members, question, chosen)
     inner = [group.runs for group in groups if all(run.curves for run in group.runs)]  # an untouched base model has no training
-    column = curves.curve_column([run for runs in inner for run in runs], question.metric) if inner else ""
+    column = curves.curve_column([run for runs in inner for run in runs], chosen) if inner else ""
     steps = curves.snapshot_steps(inner, column, question.num_snapshots) if column and question.num_snapshots else []
     wanted = curves.levels(inner, column, question.level_shares) if column else []
     floors = _floors(groups, truth)
-    num_images = len(members[0].image_ids)
+    counts = members[0].counts
+    num_images = counts["images"] if "phrases" in counts else len(members[0].image_ids)  # what the replicates draw
     results = [
         _result(group, answers, floors[group.name], column, wanted, steps, num_images=num_images, coverage=question.coverage)
         for group in groups
     ]
-    pairs, baseline = _pairs(groups, metrics, question, num_images)
+    pairs, baseline = _pairs(groups, metrics, question, chosen, num_images)
     first = members[0]
     exact = all(curves.logs_time(runs) for runs in inner)
     contracts = contract_differences(groups)
     return Comparison(
-        metric=question.metric, metrics=metrics, verdict_metrics=[m for m in question.verdict_metrics if m in metrics], groups=results,
+        metric=chosen, metrics=metrics, verdict_metrics=[m for m in question.verdict_metrics if m in metrics], groups=results,
         pairs=pairs, runs=[_row(run, group) for group in groups for run in group.runs],
         left_out=[(str(x.folder), x.reason) for x in rest], num_images=num_images,
         coverage=question.coverage, power=question.power, baseline=baseline, readout=str(first.protocol.get("readout", "")),
@@ -108,13 +111,14 @@ def _require_two(groups: Sequence[Group], left_out: Sequence[LeftOut]) -> None:
     raise ConfigError(f"a comparison needs two groups of runs, but {what}" + (f"; left out:{rest}{more}" if left_out else ""))
 
 
-def _metrics(runs: Sequence[Run], question: Question) -> tuple[list[str], list[str]]:
+def _metrics(runs: Sequence[Run], question: Question, metric: str) -> tuple[list[str], list[str]]:
     """What all runs measured, the deciding metric first; and what was asked for but is not there."""
     there = set.intersection(*({m for m in run.replicates if m in run.values} for run in runs))
-    if question.metric not in there:
-        lacking = next(run for run in runs if question.metric not in run.replicates or question.metric not in run.values)
-        raise ConfigError(f"metric={question.metric}: {lacking.folder} has no such metric{hint(nearest(question.metric, sorted(there)))}")
-    asked = list(dict.fromkeys((question.metric, *question.metrics, *question.verdict_metrics)))
+    if metric not in there:
+        lacking = next(run for run in runs if metric not in run.replicates or metric not in run.values)
+        raise ConfigError(f"metric={metric}: {lacking.folder} has no such metric{hint(nearest(metric, sorted(there)))}")
+    mine = [m for m in (*question.metrics, *question.verdict_metrics) if task_of(m) in ("", task_of(primary(there)))]
+    asked = list(dict.fromkeys((metric, *mine)))
     return [m for m in asked if m in there], [m for m in asked if m not in there]
 
 
@@ -188,10 +192,12 @@ def _readouts(runs: Sequence[Run]) -> dict[str, dict[str, Estimate]]:
 
 
 def _statuses(runs: Sequence[Run]) -> dict[str, int]:
-    """Counts of the parser over all seeds: records by status, answers by flag."""
+    """Counts of the parser over all seeds: records by status, answers by flag; a phrase stands where an image does."""
     total: Counter[str] = Counter()
     for run in runs:
-        total.update({k: v for k, v in run.counts.items() if k.startswith(("status_", "images", "records", "predictions", "truths"))})
+        phrases = "phrases" in run.counts
+        counts = {k.replace("phrases", "images"): v for k, v in run.counts.items() if not (phrases and k.startswith("images"))}
+        total.update({k: v for k, v in counts.items() if k.startswith(("status_", "images", "records", "predictions", "truths"))})
     return dict(total)
 
 
@@ -218,15 +224,17 @@ def _cost(runs: Sequence[Run]) -> dict[str, float]:
     return {name: value for name, value in means.items() if math.isfinite(value)}
 
 
-def _pairs(groups: Sequence[Group], metrics: Sequence[str], question: Question, num_images: int) -> tuple[list[PairResult], str]:
+def _pairs(
+    groups: Sequence[Group], metrics: Sequence[str], question: Question, decides: str, num_images: int
+) -> tuple[list[PairResult], str]:
     if question.baseline is None:
         chosen, baseline = list(combinations(groups, 2)), ""
     else:
         base = find_group(groups, question.baseline)
         chosen, baseline = [(group, base) for group in groups if group is not base], base.short
     if not baseline:  # the better one first
-        sign = describe(question.metric)[1] or 1
-        chosen = [(a, b) if sign * (_mean(a, question.metric) - _mean(b, question.metric)) >= 0 else (b, a) for a, b in chosen]
+        sign = describe(decides)[1] or 1
+        chosen = [(a, b) if sign * (_mean(a, decides) - _mean(b, decides)) >= 0 else (b, a) for a, b in chosen]
     out = []
     for metric in metrics:
         found = [

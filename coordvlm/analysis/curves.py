@@ -59,8 +59,8 @@ def _band(runs: Sequence[Run], column: str) -> Band | None:
 
 
 def curve_column(runs: Sequence[Run], metric: str) -> str:
-    """``val/<metric>`` if every run logged it, else ``val/AP``; "" without either."""
-    return next((c for c in (f"val/{metric}", "val/AP") if all(c in run.curves for run in runs)), "")
+    """``val/<metric>`` if every run logged it, else ``val/AP`` or ``val/acc_50``; "" without any."""
+    return next((c for c in (f"val/{metric}", "val/AP", "val/acc_50") if all(c in run.curves for run in runs)), "")
 
 
 def levels(groups: Sequence[Sequence[Run]], column: str, shares: Sequence[float]) -> list[float]:

@@ -7,10 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from coordvlm.analysis.runs import Run
-from coordvlm.contracts import GroundTruth, Prediction, Record
+from coordvlm.contracts import GroundTruth, PhraseTruth, Prediction, Record
 from coordvlm.contracts.prediction import KEPT
 from coordvlm.coords.grid import to_px
+from coordvlm.metrics.collecting import CollectingMetric
 from coordvlm.metrics.detection import DetectionMetric
+from coordvlm.metrics.grounding import GroundingMetric
+from coordvlm.metrics.phrase_log import phrase_fields
+from coordvlm.metrics.phrases import outcomes
 from coordvlm.metrics.records import TruthIndex, line_to_prediction, prediction_to_line
 from coordvlm.utils.errors import ConfigError, DataError
 
@@ -41,13 +45,13 @@ def _reread(record: Record, prediction: Prediction, readout: str) -> Record:
 
 
 def rescore(
-    run: Run, lines: Sequence[Mapping[str, Any]], truth: GroundTruth, readout: str, *, backend: str, num_replicates: int, seed: int
+    run: Run, lines: Sequence[Mapping[str, Any]], truth: GroundTruth, readout: str, *, num_replicates: int, seed: int, backend: str = ""
 ) -> tuple[Run, list[dict[str, Any]]]:
     """The run as if it had been evaluated with this read-out, and its predictions.
 
     Args:
         lines: of its predictions.jsonl. truth: of the evaluated images, in full: the file's lines lack areas and empty classes.
-        backend, num_replicates, seed: of ``DetectionMetric``.
+        num_replicates, seed: of the metric. backend: of ``DetectionMetric``; phrases have none.
     Raises:
         ConfigError: not a read-out, or a truth that is not the one the run was evaluated on.
         DataError: answers without read-outs.
@@ -59,9 +63,12 @@ def rescore(
             f"readout={readout}: the data of {run.folder} has changed (truth {digest}, evaluated on {run.protocol.get('data')}), "
             "so its predictions cannot be scored again"
         )
-    metric = DetectionMetric(
-        backend=backend, num_replicates=num_replicates, seed=seed, casefold=bool(run.config.get("metrics.casefold", False)), truth=truth
-    )
+    metric: CollectingMetric
+    if isinstance(truth, PhraseTruth):
+        metric = GroundingMetric(num_replicates=num_replicates, seed=seed, truth=truth)
+    else:
+        casefold = bool(run.config.get("metrics.casefold", False))
+        metric = DetectionMetric(backend=backend, num_replicates=num_replicates, seed=seed, casefold=casefold, truth=truth)
     predictions = [reread(line_to_prediction(line), readout) for line in lines]
     metric.update(predictions)
     found = metric.compute()
@@ -77,4 +84,8 @@ def rescore(
         protocol_hash="",
         counts=dict(found.counts),
     )
-    return changed, [prediction_to_line(p, index, prompt=str(line["prompt"])) for p, line in zip(predictions, lines, strict=True)]
+    written = [prediction_to_line(p, index, prompt=str(line["prompt"])) for p, line in zip(predictions, lines, strict=True)]
+    if isinstance(truth, PhraseTruth):
+        more = phrase_fields(truth, outcomes(truth, {int(p.sample_id): p for p in predictions}))
+        written = [line | more[int(line["id"])] for line in written]
+    return changed, written

@@ -17,7 +17,7 @@ from coordvlm.reports.gallery import overlay_figure
 from coordvlm.reports.page import Child, Markup, definitions, fold, join, missing, section, table, tag
 from coordvlm.reports.plots import panel
 from coordvlm.reports.summary import flatten, quantity
-from coordvlm.reports.tables import readout_columns
+from coordvlm.reports.tables import primary, readout_columns
 
 RADII = (2.0, 5.0, 10.0)
 _RATES = ("duplicate_rate", "absent_class_rate", "parse_rate", "truncation_rate")
@@ -55,7 +55,7 @@ def pixel_errors(c: Comparison) -> Markup:
         body.append(_error_row(name, floor.error_px, limit))
     note = (
         "Distance of predicted and true corners of boxes matched at IoU ≥ 0.5, all seeds together, in source pixels. A recipe that misses "
-        "hard boxes has none of their errors here: read it with AP and pck_all."
+        f"hard boxes has none of their errors here: read it with {primary([c.metric, *c.metrics])} and pck_all."
     )
     return section("pixels", title, legend, tag("div", drawn, class_="plots"), *shade, table(head, body), note=note)
 
@@ -111,7 +111,7 @@ def drops(c: Comparison) -> Markup:
             *(f"{g.statuses.get(f'images_{f}', 0) / images:.2%}" for f in flags),
         ])
     second = table(("group", "records", *names, *(f.replace("_", " ") for f in flags)), rest)
-    note = "Records by what became of them, as shares of all records; answers with a flag, as shares of all images. All seeds together."
+    note = "Records by what became of them, as shares of all records; answers with a flag, as shares of all answers. All seeds together."
     return section("drops", "Duplicates and dropped records", table(head, body), tag("h3", "Parser"), tag("p", note, class_="note"), second)
 
 

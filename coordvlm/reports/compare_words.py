@@ -6,23 +6,24 @@ import math
 import re
 
 from coordvlm.reports.compare_data import Comparison, Estimate, PairResult
-from coordvlm.reports.tables import describe
+from coordvlm.reports.tables import describe, in_pixels
 
 #: Metrics named by what they are about.
 _NAMES = {
     "duplicate_rate": "duplicates", "parse_rate": "parse rate", "truncation_rate": "truncation", "absent_class_rate": "absent classes",
     "px_mean": "mean pixel error", "px_median": "median pixel error",
+    "detection_rate": "detection rate", "extra_box_rate": "further boxes", "iou_mean_all": "mean IoU",
 }
-_SHARES = re.compile(r"(AP|AR|F1|pck|acc)(_|\d|$)|_rate$")
+_SHARES = re.compile(r"(AP|AR|F1|pck|acc)(_|\d|$)|_rate$|^iou_|^reject_|point_in_box")
 
 
 def scale(metric: str) -> tuple[float, str]:
     """(factor, unit) in which a metric's differences are shown: shares in points of 100, pixels in px."""
     if _SHARES.search(metric):
-        return 100.0, "" if metric.startswith(("AP", "AR", "F1")) else "points"
+        return 100.0, "" if metric.startswith(("AP", "AR", "F1", "acc_", "reject_f1")) else "points"
     if metric.startswith("px384"):
         return 1.0, "px of 384"
-    return 1.0, "px" if metric.startswith("px") else "s" if metric.startswith("seconds") else ""
+    return 1.0, "px" if in_pixels(metric) else "s" if metric.startswith("seconds") else ""
 
 
 def amount(metric: str, value: float, *, signed: bool = False, unit: bool = True) -> str:

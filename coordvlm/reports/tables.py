@@ -79,6 +79,8 @@ _PATTERNS: tuple[tuple[str, str, int], ...] = (
     (r"pck_all_(\d+)", "corners of all true boxes within {} px (missed boxes count)", 1),
     (r"px384_(\w+)", "corner error on a 384 px frame: {}", -1),
 )
+_OF_DETECTION = re.compile(r"AP|AR\d|AR_|F1|duplicate_rate|absent_class_rate")
+_OF_GROUNDING = re.compile(r"acc_|iou_|first_try_|reject_|detection_rate|none_rate|point_in_box|center_error|extra_box_rate")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ def number(name: str, value: float) -> str:
 def in_pixels(name: str) -> bool:
     """Whether a metric is a distance in px; the others are shares, times or counts."""
     return name.startswith(("px", "center_error"))
+
+
+def task_of(name: str) -> str:
+    """``detect`` or ``ground`` for a metric that only this task has; "" for others."""
+    return "detect" if _OF_DETECTION.match(name) else "ground" if _OF_GROUNDING.match(name) else ""
 
 
 def main_metrics(metrics: Container[str]) -> tuple[str, ...]:
