@@ -5,7 +5,6 @@ Legend: d width, q and kv widths of queries and of keys, f width of the MLP, e b
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -53,12 +52,24 @@ def free_memory(device: torch.device) -> float | None:
     total = device_memory(device)
     if total is None:
         return None
-    used = Path("/sys/fs/cgroup/memory.current")
+    found = [total, _table(Path("/proc/meminfo")).get("MemAvailable:", total / 1024) * 1024]
+    group = Path("/sys/fs/cgroup")
     try:
-        available = float(os.sysconf("SC_AVPHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
-        return max(0.0, min(available, total - float(used.read_text()) if used.is_file() else total))
-    except (ValueError, OSError):
-        return total / 2
+        stat = _table(group / "memory.stat")
+        cached = stat.get("active_file", 0.0) + stat.get("inactive_file", 0.0)  # given back when memory is asked for
+        found.append(total - float((group / "memory.current").read_text()) + cached)
+    except (OSError, ValueError):
+        pass  # no container, or one of another kind
+    return max(0.0, min(found))
+
+
+def _table(file: Path) -> dict[str, float]:
+    """Lines of ``name number`` of a file of the kernel; nothing where it does not exist."""
+    try:
+        rows = [line.split() for line in file.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {row[0]: float(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
