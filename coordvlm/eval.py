@@ -107,7 +107,7 @@ def merged_config(cfg: DictConfig, trained_run: Path) -> DictConfig:
         for key, value in cfg[group].items():
             if value is not None:
                 OmegaConf.update(config, f"{group}.{key}", value)
-    OmegaConf.update(config, "augment", None)  # of training samples, whose files may be gone
+    OmegaConf.update(config, "augment", None, force_add=True)  # of training samples, whose files may be gone
     if cfg.data.root is not None and OmegaConf.select(config, "data.source.root") is not None:
         OmegaConf.update(config, "data.source.root", cfg.data.root)
     return config

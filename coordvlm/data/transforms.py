@@ -200,8 +200,8 @@ class Colour:
         image = opened(sample)
         for enhance, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True):
             image = enhance(image).enhance(factor)
-        if turn and not self.speaks_of_colour(sample):
-            shift = round(turn * 256)
+        shift = round(turn * 256)
+        if shift and not self.speaks_of_colour(sample):
             hue, saturation, value = image.convert("HSV").split()
             hue = hue.point([(i + shift) % 256 for i in range(256)])
             image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")

@@ -12,6 +12,7 @@ from PIL import Image
 from coordvlm.contracts import TARGET, GroundTruth, Object, PhraseTruth, Sample
 from coordvlm.data.augment import Augment, Augmented, AugmentedSplit, ListsPhrases
 from coordvlm.data.filtered import SomeImages
+from coordvlm.data.overfit import FirstBatch
 from coordvlm.data.paraphrase import Paraphrases
 from coordvlm.data.source import DataSource, Split
 from coordvlm.data.transforms import BoxJitter, Colour, Crop, Flip
@@ -195,3 +196,15 @@ def test_a_broken_image_is_named_as_elsewhere(tmp_path: Path) -> None:
         replace(OFF, flip=Flip(share=1.0))(sample, 0)
     with pytest.raises(DataError, match="must not have more than 5 pixels"):
         replace(OFF, flip=Flip(share=1.0), max_source_pixels=5)(turned(tmp_path / "c.jpg"), 0)
+
+
+def test_overfitting_takes_the_changed_samples_for_truth_too() -> None:
+    """``debug=overfit`` on augmented data: cropped frames, cropped boxes."""
+    source = replace(OFF, crop=CROP).wrap(shapes(num_train=6))
+    few = FirstBatch(source, [source.split("train").sample(i, 0) for i in range(6)])
+    truth = few.truth("test")
+    for sample in (few.split("train").sample(i, 5) for i in range(6)):
+        mine = truth.subset([int(sample.id)])
+        assert mine.image_wh.tolist() == [[sample.width, sample.height]]
+        assert mine.ann_xyxy_px.tolist() == [list(o.box_xyxy_px or ()) for o in sample.objects]
+    assert any(tuple(wh) != (96, 96) for wh in truth.image_wh.tolist())
