@@ -47,8 +47,8 @@ def row_bytes(backbone: Backbone, sample: Encoded, max_new_tokens: int) -> float
 def free_memory(device: torch.device) -> float | None:
     """Bytes that can still be taken on a device; None where it cannot be told."""
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return float(torch.cuda.mem_get_info(device)[0] + cached)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by the allocator, for us
+        return float(torch.cuda.mem_get_info(device)[0] + kept)
     total = device_memory(device)
     if total is None:
         return None
