@@ -133,7 +133,10 @@ def test_every_experiment_takes_a_step(tmp_path: Path, name: str) -> None:
 
 
 def stand_in(root: Path, name: str) -> Path:
-    """Six coloured images in the layout of COCO 2017 or LVIS v1."""
+    """Six coloured images in the layout of COCO 2017 or LVIS v1, five of RefCOCO's."""
+    if name.startswith("refcoco"):
+        write_small_phrases("refcoco", root)
+        return root
     for split, data in (("train", coco.content()), ("val", coco.content(3, first_id=50))):
         coco.write(root / split, **{split: data})
         (root / f"{split}2017").mkdir()

@@ -24,6 +24,7 @@ from tests.e2e.commands import FAST, call, losses
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 FILES = sorted(SWEEPS.glob("*.yaml"))
+ADAPTERS = SWEEPS / "lora_capacity.yaml"
 
 
 def params(file: Path) -> dict[str, list[str]]:
@@ -60,7 +61,7 @@ def jobs_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
     return compose
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [f for f in FILES if f != ADAPTERS], ids=lambda file: file.stem)
 def test_the_jobs_of_a_shipped_sweep_differ_in_nothing_but_seed_and_loss(file: Path, jobs_of: Callable[[Path], list[DictConfig]]) -> None:
     jobs = jobs_of(file)
     assert {job.hydra.mode.name for job in jobs} == {"MULTIRUN"}
@@ -71,6 +72,20 @@ def test_the_jobs_of_a_shipped_sweep_differ_in_nothing_but_seed_and_loss(file: P
         rest.append({key: value for key, value in plain(job).items() if key not in ("loss", "seed")})
     assert all(other == rest[0] for other in rest)
     assert len({json.dumps(OmegaConf.to_container(job.loss, resolve=False), sort_keys=True) for job in jobs}) == len(jobs)
+
+
+def test_the_jobs_of_a_sweep_of_adapters_differ_in_nothing_but_what_is_swept(
+    jobs_of: Callable[[Path], list[DictConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept = params(ADAPTERS)
+    monkeypatch.setattr(sys.modules[__name__], "params", lambda _: {"loss": [""] * math.prod(map(len, swept.values()))})  # all jobs
+    jobs = jobs_of(ADAPTERS)
+    settings = {(job.adapter.r, job.adapter.alpha, job.adapter.dropout, job.optim.schedule) for job in jobs}
+    assert len(settings) == len(jobs) == 24
+    for job in jobs:
+        job.adapter.r = job.adapter.alpha = job.adapter.dropout = job.optim.schedule = None
+    assert all(plain(job) == plain(jobs[0]) for job in jobs)
+    assert (jobs[0].task, jobs[0].optim.lr, jobs[0].optim.muon_lr, jobs[0].model.load.dtype) == ("ground", 2e-4, None, "bfloat16")
 
 
 def test_the_same_loss_is_the_same_run_in_every_sweep_on_the_same_data(jobs_of: Callable[[Path], list[DictConfig]]) -> None:
