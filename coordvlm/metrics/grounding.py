@@ -78,7 +78,7 @@ def accuracy_sums(found: Outcomes) -> ImageSums:
     """
     target, negative = found.has_target.astype(np.float64), ~found.has_target
     located, everything = found.located.astype(np.float64), np.ones(len(found))
-    iou, distance = np.nan_to_num(found.iou), np.nan_to_num(found.center_error())
+    iou, distance = np.where(found.located, (found.iou, found.center_error()), 0.0)
 
     def share(of: np.ndarray, among: FloatArray) -> tuple[FloatArray, FloatArray]:
         return of.astype(np.float64), among

@@ -68,7 +68,7 @@ class Outcomes:
 
     def hit(self, threshold: float) -> BoolArray:
         """bool[I], IoU >= threshold; False without a target."""
-        return np.nan_to_num(self.iou, nan=-1.0) >= threshold
+        return np.asarray(self.iou >= threshold)  # False for NaN
 
     def center_error(self) -> FloatArray:
         """float64[I], distance of the boxes' centres in source px; NaN unless ``located``."""

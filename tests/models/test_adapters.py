@@ -219,7 +219,8 @@ def test_the_merged_model_says_the_same(family: str, tied: bool, dora: bool) -> 
     t.backbone.eval()
     mine = logits(t)
     stir(t.backbone)
-    assert (logits(t) - mine).abs().nan_to_num(0).max() > 1e-2
+    change = (logits(t) - mine).abs()
+    assert change[change.isfinite()].max() > 1e-2
     batch = t.batch()
     hf = t.backbone.to_hf()
     assert not [n for n, _ in hf.named_parameters() if "lora" in n or "base_layer" in n]
