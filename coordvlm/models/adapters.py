@@ -151,11 +151,12 @@ def base_weight(layer: Any) -> Tensor:
 def merged_weight(layer: Any) -> Tensor:
     """float[out, in] that does alone what base and adapter do together."""
     weight = base_weight(layer)
-    delta = layer.get_delta_weight(_NAME).detach().to(weight)
+    delta: Tensor = layer.get_delta_weight(_NAME).detach().to(weight)
     if _NAME not in getattr(layer, "lora_magnitude_vector", {}):
         return weight + delta
-    magnitude = layer.lora_magnitude_vector[_NAME].weight.detach().to(weight)
-    return (weight + delta) * (magnitude / (weight + delta).norm(dim=1))[:, None]
+    magnitude: Tensor = layer.lora_magnitude_vector[_NAME].weight.detach().to(weight)
+    norms: Tensor = (weight + delta).norm(dim=1)
+    return (weight + delta) * (magnitude / norms)[:, None]
 
 
 @torch.no_grad()

@@ -31,8 +31,8 @@ def what_trains(backbone: Backbone, settings: OptimSettings, *, precision: str) 
     """
     named = list(backbone.named_parameters())
     rates: defaultdict[str, set[float]] = defaultdict(set)
-    for group in parameter_groups(named, settings):
-        rates[group["name"].partition("/")[0]].add(float(group["lr"]))
+    for trained in parameter_groups(named, settings):
+        rates[trained["name"].partition("/")[0]].add(float(trained["lr"]))
     found: dict[str, dict[str, Any]] = {}
     for name, parameter in named:
         group = group_of(name)

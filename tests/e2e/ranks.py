@@ -23,6 +23,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from coordvlm.callbacks.evaluation_writer import write_evaluation
 from coordvlm.contracts import Batch, Window
 from coordvlm.losses.weighted_sum import WeightedSum
+from coordvlm.models.adapters import Lora, add_adapter
 from coordvlm.models.heads import build_heads
 from coordvlm.modules.strategies import make_strategy
 from coordvlm.utils import collectives
@@ -139,13 +140,19 @@ def scores(kind: str | None = None) -> dict[str, Any]:
     return found
 
 
-def course(kind: str | None, recipe: str | None = None) -> dict[str, torch.Tensor]:
-    """Weights after two epochs of one clipped, ragged step each, in double precision and untied; ``kind`` None: one process."""
+def course(kind: str | None, recipe: str | None = None, *, adapter: bool = False) -> dict[str, torch.Tensor]:
+    """Weights after two epochs of one clipped, ragged step each, in double precision and untied; ``kind`` None: one process.
+
+    ``adapter``: DoRA everywhere and the merger, on a frozen base.
+    """
     rank = int(os.environ.get("RANK", "0"))
     t = tiny(tied=False)
     if recipe is not None:
         t.backbone.heads = build_heads(loss(recipe).needs, 32, seed=0)
     t.backbone.to(torch.float64)
+    if adapter:
+        settings = {"r": 2, "alpha": 2.0, "dropout": 0.0, "rslora": False, "dora": True, "targets": "language_and_vision", "merger": True}
+        add_adapter(t.backbone, Lora(**settings), source="tiny", seed=0)  # type: ignore[arg-type]
     m = module(t, clip_norm=0.5)
     if recipe is not None:
         m.losses = loss(recipe)
@@ -172,6 +179,7 @@ def main(out: Path) -> None:
         "sharded": scores("fsdp"),
         "course": {kind: course(kind) for kind in ("ddp", "fsdp")},
         "head": {"fsdp": course("fsdp", "ce_box_head")},
+        "adapter": {kind: course(kind, adapter=True) for kind in ("ddp", "fsdp")},
     }
     collectives.any_rank(False)
     if os.environ["RANK"] == "0":

@@ -128,6 +128,13 @@ def test_a_head_beside_shards_is_averaged_over_ranks(two: dict[str, Any]) -> Non
     assert worst(mine, theirs) < 1e-9
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_an_adapter_on_a_frozen_base_is_averaged_over_ranks(two: dict[str, Any], kind: str) -> None:
+    mine, theirs = two["adapter"][kind], ranks.course(None, adapter=True)
+    assert any(".lora_magnitude_vector." in name for name in mine)
+    assert worst(mine, theirs) < 1e-9
+
+
 # ------------------------------------------------------------------ the command
 #: Nine samples in steps of four over two epochs: the last step of an epoch has one sample, so one rank has none. Five images are scored.
 COURSE = (*FAST, "data.source.num_train=9", "data.source.num_test=5", "trainer.limit_test_batches=1.0", "data.val_images=5", "optim=adamw",
