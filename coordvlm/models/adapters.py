@@ -254,12 +254,19 @@ def _part(name: str) -> str:
 
 
 def _train_in_float32(module: nn.Module) -> None:
-    """Weights in at least float32 beside a bfloat16 base, where small updates would be lost. What goes in and out keeps its type."""
-    given = next(module.parameters()).dtype
-    wide = torch.promote_types(given, torch.float32)
+    """Weights in at least float32 beside a base that is bfloat16, or will be; small updates would be lost there."""
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(wide)
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         parameter.requires_grad_(True)
-    if wide != given:
-        module.register_forward_pre_hook(lambda _, args: tuple(x.to(wide) if isinstance(x, Tensor) else x for x in args))
-        module.register_forward_hook(lambda _, args, out: out.to(given))
+    module.register_forward_pre_hook(_as_weights)
+    module.register_forward_hook(_as_given)
+
+
+def _as_weights(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    (x,) = args
+    module.given_type = x.dtype  # type: ignore[assignment]
+    return (x.to(next(module.parameters()).dtype),)
+
+
+def _as_given(module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+    return out.to(module.given_type)  # type: ignore[call-overload, no-any-return]

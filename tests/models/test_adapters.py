@@ -156,9 +156,10 @@ def test_alpha_is_divided_by_the_rank_or_its_root(rslora: bool, scale: float) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rows_and_adapters_stay_float32_on_a_bfloat16_base(family: str) -> None:
+@pytest.mark.parametrize("before", [True, False], ids=["bfloat16 base", "cast for training"])
+def test_rows_and_adapters_stay_float32_on_a_bfloat16_base(family: str, before: bool) -> None:
     t = tiny(family=family, tied=False)
-    t.backbone.hf.to(torch.bfloat16)
+    t.backbone.hf.to(torch.bfloat16 if before else torch.float32)
     add_adapter(t.backbone, Lora(**{**PLAIN, "dora": True, "merger": True}), source="tiny", seed=0)
     cast_weights(t.backbone.hf, keep_trained=True)
     kinds = {p.requires_grad: set() for p in t.backbone.parameters()}
