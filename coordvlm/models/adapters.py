@@ -269,4 +269,5 @@ def _as_weights(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
 
 
 def _as_given(module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
-    return out.to(module.given_type)  # type: ignore[call-overload, no-any-return]
+    given: Any = module.given_type
+    return out.to(given)

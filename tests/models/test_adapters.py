@@ -73,7 +73,7 @@ def test_short_names_would_have_hit_the_tower_of_qwen25() -> None:
 
 
 def test_targets_that_match_nothing_are_refused_with_the_names_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"'\.\*query' matches no module; linear layers here: .*language_model\.layers\.\*\.self_attn\.q_proj"):
+    with pytest.raises(ConfigError, match=r"'\.\*query' matches no module; linear layers here: .*layers\.\*\.self_attn\.q_proj"):
         adapted_tiny({"targets": ".*query"})
 
 

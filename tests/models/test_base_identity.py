@@ -82,5 +82,5 @@ def test_another_quantisation_is_a_warning(caplog: pytest.LogCaptureFixture) -> 
 
 def test_a_record_of_something_else_is_refused() -> None:
     assert BaseIdentity.from_dict(of().to_dict(), "x") == of()
-    with pytest.raises(ContractError, match="base.json: cannot tell which base"):
+    with pytest.raises(ContractError, match=r"base\.json: cannot tell which base"):
         BaseIdentity.from_dict({"source": "x"}, "base.json")
