@@ -54,7 +54,8 @@ def test_the_record_is_complete(ran: Ran) -> None:
     assert {"import", "build", "first_batch", "train", "evaluate", "write"} <= set(record["timings"])
     assert record["peak_memory"]["rss_bytes"] > 10**8
     assert record["choices"] == {
-        "loss": "hybrid", "model": "tiny", "data": "shapes", "sequence": "objects", "coords": "k999", "debug": "fast"
+        "task": "detect", "loss": "hybrid", "model": "tiny", "adapter": "none", "data": "shapes", "sequence": "objects", "coords": "k999",
+        "debug": "fast",
     }
     assert record["overrides"] == list(FAST)
     assert record["selected"]["checkpoint"] == "best"
