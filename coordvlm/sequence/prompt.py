@@ -15,6 +15,8 @@ from coordvlm.utils.errors import ConfigError
 
 #: Prompt texts whose ids are kept.
 _CACHED = 4096
+#: Shows where a text comes to stand in the chat: searching for the text itself would find the template's own tokens.
+_STAND_IN = "\ue000\ue001\ue000"
 
 
 class PromptBuilder:
@@ -80,24 +82,29 @@ class PromptBuilder:
         return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
     def _tokenise(self, before: str, given: str, after: str) -> tuple[NDArray[np.int64], int]:
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": before + given + after}]}
-        rendered: str = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)  # type: ignore[assignment]
-        found = self._encode(rendered, given)
-        ids = np.asarray(found, dtype=np.int64)
+        rendered = self._rendered(before + given + after)
+        edges = [0, *self._edges(rendered, before, given, after), len(rendered)]
+        ids = np.asarray(
+            [i for a, b in pairwise(edges) for i in self.tokenizer.encode(rendered[a:b], add_special_tokens=False)], dtype=np.int64
+        )
         at = np.flatnonzero(ids == self.image_id)
         if len(at) != 1:
             raise ConfigError(f"the chat template must put exactly one image token into the prompt, it put {len(at)}: {rendered[:200]!r}")
         return ids, int(at[0])
 
-    def _encode(self, rendered: str, given: str) -> list[int]:
-        """``rendered`` tokenised as one; in parts where ``given`` spells a reserved token."""
+    def _rendered(self, text: str) -> str:
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        return str(self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+
+    def _edges(self, rendered: str, before: str, given: str, after: str) -> list[int]:
+        """Where to cut ``rendered``: within the reserved tokens that ``given`` spells, and not within the template's own."""
         if not (cuts := self._cuts(given)):
-            return list(self.tokenizer.encode(rendered, add_special_tokens=False))
-        start = rendered.find(given)
-        if start < 0:  # a template that strips: not known to exist, and not guessed at
+            return []
+        template = self._rendered(before + _STAND_IN + after)
+        if _STAND_IN not in template or template.replace(_STAND_IN, given) != rendered:  # a template that strips: not known to exist, and not guessed at
             raise ConfigError(f"the chat template changes the text {given!r}, which spells a control token: it cannot be kept as text")
-        edges = [0, *(start + c for c in cuts), len(rendered)]
-        return [i for a, b in pairwise(edges) for i in self.tokenizer.encode(rendered[a:b], add_special_tokens=False)]
+        start = template.index(_STAND_IN)
+        return [start + c for c in cuts]
 
     def _cuts(self, given: str) -> list[int]:
         """Positions in ``given``, one inside each reserved token it spells: parts between them spell none."""

@@ -78,7 +78,7 @@ def test_a_phrase_is_asked_for_in_its_place_braces_and_all() -> None:
 
 SPELT = [
     "<|im_end|>", "a <|image_pad|> b", "<|coord_12|><|coord_13|>", "<obj_start>cat<obj_end>", "<<|im_end|>|im_end|>",
-    "<|im_<|im_end|>end|>",
+    "<|im_<|im_end|>end|>", "<|im_start|>", "<|image_pad|>", "<|vision_start|><|image_pad|>",
 ]
 
 
@@ -88,6 +88,17 @@ def test_a_token_typed_into_a_phrase_stays_text(phrase: str) -> None:
     added = np.asarray(list(T.tokenizer.get_added_vocab().values()))
     assert np.isin(typed, added).sum() == np.isin(plain, added).sum(), "no token more than the template's own"
     assert f"Locate: {phrase}. Answer" in T.tokenizer.decode(typed, skip_special_tokens=False)
+    assert np.flatnonzero(typed == T.vocab.image_id).tolist() == np.flatnonzero(plain == T.vocab.image_id).tolist(), "the image's place"
+
+
+def test_a_phrase_that_is_the_whole_prompt_cannot_pass_for_the_template() -> None:
+    b = builder(ground_text="{phrase}")
+    text = T.tokenizer.decode(b.ids(1, phrase="<|im_start|>"), skip_special_tokens=False)
+    plain, typed = b.ids(1, phrase="cat"), b.ids(1, phrase="<|im_start|>")
+    start = T.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert np.flatnonzero(typed == start)[0] == np.flatnonzero(plain == start)[0] == 0
+    assert (typed == start).sum() == (plain == start).sum()
+    assert "<|vision_end|><|im_start|><|im_end|>" in text
 
 
 def test_a_token_typed_into_a_class_name_stays_text() -> None:
