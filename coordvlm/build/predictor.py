@@ -100,10 +100,12 @@ class Predictor:
         self.requests = RequestEncoder(self.model.encoder, int(cfg.model.max_source_pixels), self.classes)
         kind = {"gpu": "cuda"}.get(devices.accelerator, devices.accelerator)
         self.device = torch.device(kind, devices.indices[0]) if kind == "cuda" else torch.device(kind)
-        backbone = self.model.backbone.requires_grad_(False).eval()
+        backbone = self.model.backbone.eval()
+        if backbone.adapter is None:
+            backbone.requires_grad_(False)
         if devices.precision == "bf16-true":
-            cast_weights(backbone.hf)
-        backbone.to(self.device)
+            cast_weights(backbone.hf, keep_trained=True)  # an adapter stays float32, as it was trained and is evaluated
+        backbone.requires_grad_(False).to(self.device)
         self.precision = devices.precision
         self.most_at_once: int | None = None  # known once memory has run out
 

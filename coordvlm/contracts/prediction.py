@@ -95,7 +95,8 @@ class Prediction:
     Args:
         records: in emission order, dropped ones included.
         flags: any of ``truncated`` (no end token), ``no_output`` (not a single record), ``stray_text``; in grounding also
-            ``says_none`` (the answer is that the phrase names nothing here) and ``retried`` (the first answers said nothing, so it was asked again).
+            ``says_none`` (the answer is that the phrase names nothing here) and ``retried`` (the first answers said nothing, so it was
+            asked again).
         timing: seconds and the number of new tokens, over all attempts where there were several; then also ``attempts`` (decodes in
             all) and ``samples`` (decodes that the consensus was taken of).
         alternatives: all answers in the order of their attempts, the chosen one included; empty when there was only one.

@@ -36,7 +36,8 @@ class Outcomes:
         iou: float64[I], 0 for a target without an answered box, NaN without a target.
         readable: bool[I], the answer is a box or "none", and nothing of it was dropped.
         extra: int64[I], kept boxes beyond the first.
-        attempts: int64[I], 1 unless the answer came at a later attempt; 0 without a prediction.
+        attempts: int64[I], 1 unless the phrase had to be asked again, as nothing came of the first answers (of as many samples as a
+            consensus is taken of, together one attempt); 0 without a prediction.
     """
 
     ids: IntArray
@@ -148,7 +149,8 @@ def outcomes(truth: PhraseTruth, predictions: Mapping[int, Prediction]) -> Outco
 
 
 def _attempts(prediction: Prediction | None) -> int:
-    """How often the phrase was asked. ``retried`` without a number means twice."""
+    """How often the phrase was asked, the samples of a consensus counted as once. ``retried`` without a number means twice."""
     if prediction is None:
         return 0
-    return int(prediction.timing.get("attempts", 2 if "retried" in prediction.flags else 1))
+    decodes = prediction.timing.get("attempts", 2 if "retried" in prediction.flags else 1)
+    return int(decodes - prediction.timing.get("samples", 1) + 1)

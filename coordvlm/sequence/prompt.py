@@ -101,7 +101,7 @@ class PromptBuilder:
         if not (cuts := self._cuts(given)):
             return []
         template = self._rendered(before + _STAND_IN + after)
-        if _STAND_IN not in template or template.replace(_STAND_IN, given) != rendered:  # a template that strips: not known to exist, and not guessed at
+        if _STAND_IN not in template or template.replace(_STAND_IN, given) != rendered:  # a template that strips is not guessed at
             raise ConfigError(f"the chat template changes the text {given!r}, which spells a control token: it cannot be kept as text")
         start = template.index(_STAND_IN)
         return [start + c for c in cuts]

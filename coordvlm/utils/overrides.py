@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 #: Keys whose value is text or a path: commas, quotes, ``=``, brackets and numbers in it mean nothing.
-FREE_TEXT = ("phrase", "phrases", "run", "resume", "base", "images", "out", "notes", "data.root", "model.path")
+FREE_TEXT = ("phrase", "phrases", "run", "resume", "init", "base", "images", "out", "notes", "data.root", "model.path")
 #: Of these, the ones in which ``null`` is a word like any other.
 NEVER_NULL = frozenset({"phrase", "notes"})
 

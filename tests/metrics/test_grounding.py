@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from coordvlm.contracts import Prediction, Record
 from coordvlm.contracts.sample import TARGET, PhraseTruth
 from coordvlm.metrics.bootstrap import image_weights
 from coordvlm.metrics.grounding import GroundingMetric
-from coordvlm.metrics.phrases import phrase_weights
+from coordvlm.metrics.phrases import outcomes, phrase_weights
 from tests.data_root import peer_data
 from tests.metrics.cases import read, truth
 from tests.metrics.phrase_cases import answer, phrases, random_grounding
@@ -170,6 +171,18 @@ def test_a_repeated_attempt_failed_the_first_time():
     v = values(gt, [answer(1, A, attempts=1), answer(2, A, attempts=3), answer(3, A, flags=["retried"]), answer(4, flags=["retried"])])
     assert (v["acc_50"], v["detection_rate"]) == (0.75, 0.75)
     assert (v["first_try_acc_50"], v["first_try_detection_rate"]) == (0.25, 0.25)
+
+
+def test_the_samples_of_a_consensus_are_one_try():
+    def voted(i, *boxes, decodes):
+        return replace(answer(i, *boxes), timing={"attempts": float(decodes), "samples": 5.0})
+
+    gt = phrases(A, A, A)
+    once = [voted(i, A, decodes=5) for i in (1, 2, 3)]
+    assert not any(name.startswith("first_try") for name in values(gt, once)), "nothing was asked again"
+    assert outcomes(gt, {p.sample_id: p for p in once}).attempts.tolist() == [1, 1, 1]
+    v = values(gt, [*once[:2], voted(3, A, decodes=7)])
+    assert (v["acc_50"], v["first_try_acc_50"]) == (1.0, pytest.approx(2 / 3))
 
 
 def test_first_tries_are_not_reported_where_nothing_was_repeated():
