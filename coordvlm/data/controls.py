@@ -36,7 +36,8 @@ def derangement(phrases: Sequence[str], seed: int) -> NDArray[np.int64]:
     if not names:
         return np.zeros(0, dtype=np.int64)
     generator = keyed_generator(seed, "phrase_shuffle")
-    order = {name: i for i, name in enumerate(generator.permutation(np.unique(names)).tolist())}
+    distinct = sorted(set(names))  # not np.unique, which takes NULs off the ends of texts
+    order = {distinct[at]: i for i, at in enumerate(generator.permutation(len(distinct)).tolist())}
     group = np.asarray([order[name] for name in names])
     rows = generator.permutation(len(names))
     laid = rows[np.argsort(group[rows], kind="stable")]

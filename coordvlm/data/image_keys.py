@@ -11,15 +11,20 @@ from pathlib import Path
 #: COCO's file names of 2014 (with the folder in the name) and of 2017 (without). Exports of RefCOCO add ``_<n>``.
 _COCO = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})(?:_\d+)?\.\w+")
 
+#: COCO's ids end below 582,000.
+_ENOUGH_IDS = 1_000_000
+
 
 def coco_image_id(name: str) -> int | None:
     """The image id in a COCO file name; None for any other name. Ids are unique over COCO's train, val and test images.
+
+    Twelve digits beyond COCO's range are no id: cameras name files by the minute (``202011210442_1.jpg``).
 
     >>> coco_image_id("train2014/COCO_train2014_000000581857_16.jpg"), coco_image_id("000000581857.jpg"), coco_image_id("1.jpg")
     (581857, 581857, None)
     """
     match = _COCO.fullmatch(name.replace("\\", "/").rsplit("/", 1)[-1])
-    return int(match[1]) if match else None
+    return int(match[1]) if match and int(match[1]) < _ENOUGH_IDS else None
 
 
 def image_key(path: Path) -> str:

@@ -75,7 +75,8 @@ class MixedSplit:
 
     @property
     def most_objects(self) -> int:
-        return int(self.num_objects().max())
+        """Of any sample that may be drawn, in whichever epoch."""
+        return max((p.split.most_objects if isinstance(p.split, CountsObjects) else 1 for p in self.parts), default=0)
 
     def num_objects(self) -> NDArray[np.int64]:
         """int64[len]: targets per sample of epoch 0; one for parts that cannot tell, which have one thing per phrase."""

@@ -50,7 +50,7 @@ class Paraphrases:
 def _entries(path: Path) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """(where, phrase, paraphrases) in file order."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError("the paraphrase file must be readable as UTF-8", where=path, value=str(error)) from error
     if path.suffix != ".jsonl":
@@ -58,7 +58,7 @@ def _entries(path: Path) -> Iterator[tuple[str, str, tuple[str, ...]]]:
             where = f"{path}, phrase {phrase!r}"
             yield where, _text(phrase, where), _texts(others, where)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
             row = _parsed(line, where)
@@ -77,7 +77,7 @@ def _parsed(text: str, where: str) -> Mapping[str, object]:
 
     try:
         row = json.loads(text, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError("paraphrases must be valid JSON", where=where, value=str(error)) from error
     if not isinstance(row, dict):
         raise DataError("paraphrases must be a JSON object", where=where, value=type(row).__name__)

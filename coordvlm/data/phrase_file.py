@@ -13,7 +13,7 @@ from coordvlm.data.convention import FORMATS, BoxConvention
 from coordvlm.data.detection import parse_fields
 from coordvlm.data.image_keys import coco_image_id
 from coordvlm.data.phrase_checks import phrase_statistics, refuse_placeholders
-from coordvlm.data.phrase_records import PhraseRecords
+from coordvlm.data.phrase_records import PhraseRecords, existing
 from coordvlm.data.phrase_source import PhraseChoice, PhraseSource
 from coordvlm.data.phrase_table import PhraseTable
 from coordvlm.data.rows import Embedded, EmbeddedImages, Row, is_parquet, read_rows, row_files
@@ -161,6 +161,7 @@ class _Reader:
     def __init__(self, records: PhraseRecords, text: str, image: str, box: str, negatives: bool, embedded: EmbeddedImages) -> None:
         self._records, self._text, self._image, self._box = records, text, image, box
         self._negatives, self._embedded, self._num_phrases = negatives, embedded, 0
+        self._files: dict[str, str] = {}
 
     def add(self, row: Row) -> None:
         """Each phrase of a row."""
@@ -181,6 +182,17 @@ class _Reader:
                 _text_of(text), None if none else box, image=image, row=row.number, file=row.file, phrase_id=number, fault=fault, value=box,
             )
 
+    def _key(self, name: str) -> str:
+        """What tells the image of a row from others: COCO's full name is one image in any folder, twelve digits are so in theirs only."""
+        number = coco_image_id(name)
+        if number is None:
+            return name
+        if PurePosixPath(name).name.startswith("COCO_"):
+            return f"coco {number}"
+        if name not in self._files:
+            self._files[name] = str(existing(self._records.folder, name))
+        return self._files[name]
+
     def _image_of(self, values: Mapping[str, Any], where: str) -> int | None:
         """Position of a row's image; None where it is left out."""
         records, written, content = self._records, values.get(self._image), None
@@ -191,8 +203,7 @@ class _Reader:
             key, content = written.digest, self._embedded.content[written.digest]
             name = PurePosixPath(next((n for n in names if isinstance(n, str) and n.strip()), key)).name
         elif isinstance(written, str) and written.strip():
-            number, name = coco_image_id(written), written
-            key = name if number is None else f"coco {number}"
+            name, key = written, self._key(written)
         else:
             records.refuse("bad_image", f"{self._image} must be the path of an image, or hold its bytes", where=where, value=written)
             return None

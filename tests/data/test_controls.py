@@ -43,6 +43,10 @@ def test_case_and_spacing_make_no_other_phrase():
     assert [i // 2 != j // 2 for i, j in enumerate(derangement(names, 0).tolist())] == [True] * 4
 
 
+def test_phrases_that_differ_in_a_nul_are_told_apart():
+    assert sorted(derangement(["cup", "cup\0", "cup\0\0"], 0).tolist()) == [0, 1, 2]
+
+
 def test_more_than_half_equal_phrases_leave_some_in_place():
     given = derangement(list("aaab"), 0)
     assert sorted(given.tolist()) == [0, 1, 2, 3]

@@ -87,3 +87,12 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         Paraphrases(file=str(tmp_path / "missing.json"), share=0.5)
     with pytest.raises(ConfigError, match=r"paraphrase\.share .* got 2"):
         Paraphrases(file=write(tmp_path, WORDS), share=2)
+
+
+def test_line_separators_inside_a_phrase_and_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "words.jsonl"
+    path.write_text("\ufeff" + json.dumps({"phrase": "a\u2028b\x85c", "paraphrases": ["d"]}, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert Paraphrases(file=str(path), share=0.5).of == {"a\u2028b\x85c": ("d",)}
+    (tmp_path / "words.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(DataError, match=r"words\.json: paraphrases must be valid JSON"):
+        Paraphrases(file=str(tmp_path / "words.json"), share=0.5)

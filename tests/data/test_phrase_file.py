@@ -14,6 +14,7 @@ from coordvlm.data import rows as rows_module
 from coordvlm.data.images import open_image
 from coordvlm.data.phrase_file import PhraseFile
 from coordvlm.utils.errors import ConfigError, DataError
+from tests.data.layouts import picture
 from tests.data.phrase_layouts import load_rows, row, write_rows
 from tests.data_root import peer_data
 
@@ -31,6 +32,18 @@ def test_one_row(tmp_path: Path) -> None:
     assert (second.objects[0].annotation_id, second.objects[0].category_id) == (second.id, 1)
     assert load_rows(tmp_path).dropped("train") == {"clipped": 1}
     assert str(second.meta["where"]).startswith(f"{tmp_path}/ann.jsonl:3")
+
+
+def test_twelve_digits_name_an_image_of_their_folder_only(tmp_path: Path) -> None:
+    names = ["a/000000000001.jpg", "b/000000000001.jpg", "202011210442_1.jpg", "202011210442_2.jpg", "000000000007.jpg"]
+    for name in names:
+        picture(tmp_path / name)
+    write_rows(tmp_path, *(row(f"thing {n}", file_name=n) for n in [*names, "000000000007_3.jpg"]))
+    source = load_rows(tmp_path)
+    images = [source.split("train").sample(i, 0).image for i in range(6)]
+    assert images == [tmp_path / n for n in [*names, names[-1]]]  # the last one is an expression's name of COCO's file
+    shared = source.truth("train").source_image.tolist()
+    assert [shared.index(i) for i in shared] == [0, 1, 2, 3, 4, 4]
 
 
 @pytest.mark.parametrize("field", [
