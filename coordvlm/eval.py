@@ -20,7 +20,7 @@ from coordvlm.utils import launch
 from coordvlm.utils.cli import REFUSED, report_error, run_command
 from coordvlm.utils.devices import settle
 from coordvlm.utils.errors import ConfigError, CoordVLMError
-from coordvlm.utils.run_config import base_arguments, saved_config
+from coordvlm.utils.run_config import OF_THE_RUN, base_arguments, saved_config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,7 +50,7 @@ class Scored:
 
 
 def main(cfg: DictConfig) -> float | int | JobFailure | None:
-    """One evaluation in ``paths.run_dir``; returns AP."""
+    """One evaluation in ``paths.run_dir``; returns AP, or Acc@0.5 of phrases."""
     from omegaconf import OmegaConf
 
     from coordvlm.utils.record import RunRecord
@@ -95,7 +95,7 @@ def _choices() -> dict[str, str]:
     from hydra.core.hydra_config import HydraConfig
 
     chosen = HydraConfig.get().runtime.choices
-    return {n: chosen[n] for n in ("experiment", "model", "data", "sequence", "coords", "debug") if chosen.get(n)}
+    return {n: chosen[n] for n in ("experiment", "model", "data", "task", "sequence", "coords", "debug") if chosen.get(n)}
 
 
 def merged_config(cfg: DictConfig, trained_run: Path) -> DictConfig:
@@ -174,7 +174,9 @@ def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path
 def cli(argv: Sequence[str]) -> int:
     """The command line; returns the exit status."""
     try:
-        argv = [] if launch.is_rank() else base_arguments(argv, config=BASE_CONFIG, does="scores")  # a rank's supervisor has read it
+        if launch.is_rank():
+            argv = []  # the supervisor has read it
+        argv = base_arguments(argv, config=BASE_CONFIG, does="scores", of_the_run=(*OF_THE_RUN, "task")) if argv else []
     except CoordVLMError as error:
         return report_error(error, REFUSED)
     return run_command("eval", main, check=check, about=__doc__, argv=argv)

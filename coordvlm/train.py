@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def main(cfg: DictConfig) -> float | int | JobFailure | None:
-    """One run in ``paths.run_dir``; returns AP."""
+    """One run in ``paths.run_dir``; returns AP, or Acc@0.5 of phrases."""
     from omegaconf import OmegaConf
 
     from coordvlm.utils.files import atomic_write_text
@@ -62,7 +62,7 @@ def check(cfg: DictConfig) -> None:
         from coordvlm.analysis.base import open_base
 
         open_base(cfg.base, outputs=cfg.paths.outputs)
-    if cfg.init is not None:
+    if cfg.init is not None and cfg.resume is None:  # what is resumed has been started from it
         from coordvlm.utils.runs import resolve_run
 
         resolve_run(cfg.init, outputs=Path(cfg.paths.outputs))

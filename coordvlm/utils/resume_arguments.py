@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from coordvlm.utils.errors import ConfigError
 from coordvlm.utils.record import RunRecord
 from coordvlm.utils.runs import resolve_run
 
 
 def resumed_arguments(argv: Sequence[str]) -> list[str]:
-    """``resume=<run>`` alone means: with that run's settings. Its overrides come first; those given now replace theirs."""
+    """``resume=<run>`` alone means: with that run's settings. Its overrides come first; those given now replace theirs.
+
+    Raises:
+        ConfigError: another start is given beside it, or there is no such run.
+    """
+
     def key(argument: str) -> str:
         return argument.partition("=")[0].lstrip("+~")
 
@@ -20,6 +26,8 @@ def resumed_arguments(argv: Sequence[str]) -> list[str]:
     wanted = given.get("resume", "null").strip("\"'")
     if wanted in ("", "null"):
         return list(argv)
+    if given.get("init", "null").strip("\"'") not in ("", "null"):
+        raise ConfigError(f"init={given['init']} has no effect with resume={wanted}: a run that goes on has its weights; give one of them")
     if idle := [k for k in given if k.partition(".")[0] == "optim"]:
         print(f"warning: {', '.join(idle)} given with resume: optimiser and schedule continue from the checkpoint", file=sys.stderr)
     outputs = given.get("paths.outputs", "").strip("\"'")

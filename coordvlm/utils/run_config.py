@@ -38,12 +38,14 @@ def saved_config(trained_run: Path) -> DictConfig:
     return config  # type: ignore[return-value]
 
 
-def base_arguments(argv: Sequence[str], *, config: str, does: str, idle: Sequence[str] = OF_TRAINING) -> list[str]:
+def base_arguments(
+    argv: Sequence[str], *, config: str, does: str, idle: Sequence[str] = OF_TRAINING, of_the_run: Sequence[str] = OF_THE_RUN
+) -> list[str]:
     """``run=null`` has groups and keys of its own; what does not go with ``run=`` is refused in a sentence.
 
     Args:
         config: what is composed for ``run=null``. does: what the command does with a model, as in "scores". idle: groups and keys
-            that then mean nothing.
+            that then mean nothing. of_the_run: groups that a trained run brings.
     Raises:
         ConfigError: a model, sequence or grid beside a trained run; settings of a training, or no model, beside ``run=null``.
     """
@@ -51,7 +53,7 @@ def base_arguments(argv: Sequence[str], *, config: str, does: str, idle: Sequenc
     if {"-cn", "--config-name"} & set(argv):
         return list(argv)
     if given.get("run", "") != "null":
-        if found := _of(OF_THE_RUN, given):
+        if found := _of(of_the_run, given):
             brings = "brings its own model, sequence and coords: they decide what its numbers mean"
             subject = f"run={given['run']}" if "run" in given else "a trained run"
             raise ConfigError(f"{found} is for run=null, which {does} a base model as it is; {subject} {brings}")

@@ -27,7 +27,8 @@ def test_the_record_says_that_nothing_was_trained(base: Ran) -> None:
     record = base.record
     assert (record["status"], record["command"], record["seed"]) == ("finished", "eval", 0)
     assert record["evaluated"] == {"what": "base model, untouched"}
-    assert record["choices"] == {"model": "tiny", "data": "shapes", "sequence": "json_digits", "coords": "qwen1000", "debug": "fast"}
+    chosen = {"model": "tiny", "data": "shapes", "task": "detect", "sequence": "json_digits", "coords": "qwen1000", "debug": "fast"}
+    assert record["choices"] == chosen
     assert base.json("metrics.json")["selected_on"] is None
     page = (base.run / "report.html").read_text()
     assert "base model, untouched" in page
