@@ -56,7 +56,7 @@ def audit_views(views: Sequence[SplitView], settings: CheckSettings, *, before: 
     with timer("images"):
         facts = {v.name: read_facts(v, chosen_images(v, settings), max_pixels=settings.max_pixels) for v in views}
         places = [(v.name, i) for v in views for i in range(len(v.files))]
-        groups = [[places[k] for k in group] for group in same_content([file for v in views for file in v.files])]
+        groups = [[places[k] for k in group] for group in same_content([file for v in views for file in v.contents])]
         for view in views:
             mine = [[i for name, i in group if name == view.name] for group in groups]
             findings += check_images(view, facts[view.name], [g for g in mine if len(g) > 1], settings)

@@ -35,7 +35,8 @@ def check_images(view: SplitView, facts: ImageFacts, groups: Sequence[Sequence[i
     tally = Tally(topic="images", split=view.name, settings=settings, of=count, place=view.image_place)
     if not any(file is not None for file in view.files) and not facts.missing.any():
         rule = "images are made or held by the annotation file: there are no files to look for"
-        return [stated("images", "files", view.name, 0, "none", rule, looked_at=decoded), _unreadable(facts, tally)]
+        held = _twins(view, facts, groups, tally) if view.embedded else []
+        return [stated("images", "files", view.name, 0, "none", rule, looked_at=decoded), _unreadable(facts, tally), *held]
     lost = np.asarray([i for i, file in enumerate(view.files) if file is None], dtype=np.int64)
     return [
         tally("missing", np.union1d(np.flatnonzero(facts.missing), lost), "every image file must exist, inside the data's folders",

@@ -127,6 +127,7 @@ def _of_phrase_table(split: PhraseSplit, ids: NDArray[np.int64], strict: bool) -
         faults=table.faults[rows[anns]], ann_place=lambda a: table.place(int(rows[anns[a]])),
         ann_value=lambda a: table.value(int(rows[anns[a]])), rule=lambda a: table.rule(int(rows[anns[a]])), left_out=table.counts,
         phrases=phrases,
+        embedded={n: (table.file_names[i], table.contents[i]) for n, i in enumerate(used.tolist()) if i in table.contents},
     )
 
 

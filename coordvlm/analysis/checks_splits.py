@@ -85,8 +85,8 @@ def _path(view: SplitView, index: int) -> object:
 
 
 def _number(view: SplitView, index: int) -> object:
-    file = view.files[index]
-    return None if file is None else coco_image_id(file.name)
+    name = view.image_name(index)
+    return None if name is None else coco_image_id(name)
 
 
 def _base_name(view: SplitView, index: int) -> object:

@@ -6,7 +6,7 @@ Shapes: I images, A annotations, C categories, P phrases.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,7 @@ class SplitView:
         xyxy: float64[A, 4], source px. ann_image: int64[A], -1 where there is no such image. ann_category: int64[A]. crowd: bool[A].
         faults: uint8[A], see ``data.checks.Fault``. ann_place, ann_value, rule: of an annotation, for messages.
         left_out: reason -> how many the reader left out.
+        embedded: position -> (name, bytes) of the images that the annotation file holds itself.
     """
 
     name: str
@@ -74,6 +75,17 @@ class SplitView:
     rule: Callable[[int], str]
     left_out: Mapping[str, int]
     phrases: PhraseView | None = None
+    embedded: Mapping[int, tuple[str, bytes]] = field(default_factory=dict)
+
+    @property
+    def contents(self) -> list[Path | bytes | None]:
+        """I: where the bytes of each image are, None for one that is made up or lost."""
+        return [self.embedded[i][1] if i in self.embedded else file for i, file in enumerate(self.files)]
+
+    def image_name(self, index: int) -> str | None:
+        """Of a file, or as the annotation file calls the bytes it holds."""
+        file = self.files[index]
+        return self.embedded[index][0] if index in self.embedded else None if file is None else file.name
 
     @property
     def good(self) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ Shapes: I images.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -111,8 +112,8 @@ def small_grey(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.convert("L").resize((_THUMB, _THUMB), Image.Resampling.BOX), dtype=np.uint8).reshape(-1)
 
 
-def same_content(files: Sequence[Path | None]) -> list[list[int]]:
-    """Groups of positions whose files hold the same bytes.
+def same_content(files: Sequence[Path | bytes | None]) -> list[list[int]]:
+    """Groups of positions whose files hold the same bytes, or that are the same bytes.
 
     Only files of one size are compared: by their last 4 kB first, and by SHA-1 where these agree. A file under two names is one
     file, and a pair like any other.
@@ -134,18 +135,20 @@ def same_content(files: Sequence[Path | None]) -> list[list[int]]:
     return groups
 
 
-def _size(file: Path) -> object:
-    return file.stat().st_size
+def _size(file: Path | bytes) -> object:
+    return len(file) if isinstance(file, bytes) else file.stat().st_size
 
 
-def _tail(file: Path) -> object:
+def _tail(file: Path | bytes) -> object:
+    if isinstance(file, bytes):
+        return zlib.crc32(file[-_TAIL:])
     with file.open("rb") as opened:
         opened.seek(max(0, file.stat().st_size - _TAIL))
         return zlib.crc32(opened.read())
 
 
-def _digest(file: Path) -> object:
-    return sha1_file(file)
+def _digest(file: Path | bytes) -> object:
+    return hashlib.sha1(file, usedforsecurity=False).hexdigest() if isinstance(file, bytes) else sha1_file(file)
 
 
 def near_pairs(a: ImageFacts, b: ImageFacts, *, bits: int, grey: float) -> list[tuple[int, int]]:

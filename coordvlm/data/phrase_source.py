@@ -5,6 +5,7 @@ A format reads its files into a ``PhraseTable`` per split; everything after that
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 from collections import Counter
@@ -19,6 +20,7 @@ from PIL import Image
 from coordvlm.contracts import TARGET, Object, PhraseTruth, Sample
 from coordvlm.data.checks import clip_boxes, count_faults, is_clipped
 from coordvlm.data.detection import broken_images
+from coordvlm.data.image_keys import coco_image_id
 from coordvlm.data.phrase_records import existing
 from coordvlm.data.phrase_table import PhraseTable
 from coordvlm.utils.errors import ConfigError, DataError
@@ -192,9 +194,17 @@ class PhraseSplit:
         return self.table.image[self._index]
 
     def image_paths(self) -> list[Path]:
-        """len: where each image is (or would be, for images that are part of the file); nothing is opened."""
-        names = {int(i): existing(self._folder, self.table.file_names[i]) for i in np.unique(self.image_positions()).tolist()}
+        """len: where each image is; nothing is opened. One that is part of the file is called by COCO's name, else by its content."""
+        names = {i: self._image_path(i) for i in np.unique(self.image_positions()).tolist()}
         return [names[i] for i in self.image_positions().tolist()]
+
+    def _image_path(self, image: int) -> Path:
+        name, content = self.table.file_names[image], self.table.contents.get(image)
+        if content is None:
+            return existing(self._folder, name)
+        if coco_image_id(name) is not None:
+            return Path(name)
+        return Path("embedded") / hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
     def sample(self, index: int, epoch: int) -> Sample:
         if not 0 <= index < len(self):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ TEXTS = ("sent", "raw")
 #: What is wrong with an annotation's category or area does not matter here.
 _UNUSED = {Fault.UNKNOWN_CATEGORY, Fault.BAD_AREA}
 _REF_RULE = "a referring expression must be a dict with the integers ref_id, image_id and ann_id, the text split, and a list sentences"
+_BOX_RULE = (
+    "bbox of instances.json must be x, y, width, height in px of the image; too many boxes of the split are inverted, out of frame or of "
+    "another unit (shown as x1, y1, x2, y2)"
+)
 _SENTENCE_RULE = "a sentence must be a dict with the integer sent_id and the texts sent and raw"
 
 
@@ -78,8 +83,31 @@ class RefCoco(PhraseSource):
                 records.phrases, field=f"data.source.text={text}", where=f"{path} (split {name})", allowed=allow_placeholder,
                 better=lambda: [],
             )
-            tables[name] = (records.table(BoxConvention("pixel", "xyxy"), {}), choice, folder_of_images)
+            tables[name] = (records.table(_InstanceBoxes("pixel", "xyxy"), {}), choice, folder_of_images)
         self.use(tables)
+
+
+class _InstanceBoxes(BoxConvention):
+    """COCO's, which nobody declares: boxes that contradict it are the file's fault, and no option would help."""
+
+    def check_range(self, raw_A4: NDArray[np.float64], place: Callable[[int], str]) -> None:
+        with _blaming_the_file():
+            super().check_range(raw_A4, place)
+
+    def check_share(
+        self, faults_A: NDArray[np.uint8], raw_A4: NDArray[np.float64], place: Callable[[int], str], *, limit: float = 0.5,
+        wh_A2: NDArray[np.float64] | None = None,
+    ) -> None:
+        with _blaming_the_file():
+            super().check_share(faults_A, raw_A4, place, limit=limit, wh_A2=wh_A2)
+
+
+@contextmanager
+def _blaming_the_file() -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise DataError(_BOX_RULE, where=error.where, value=error.value) from None
 
 
 class _Instances:

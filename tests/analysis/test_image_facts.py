@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from coordvlm.analysis.audit import audit_views, views_of
 from coordvlm.analysis.checks_images import check_images, chosen_images
 from coordvlm.analysis.checks_splits import check_splits
 from coordvlm.analysis.checks_view import SplitView
 from coordvlm.analysis.image_facts import ImageFacts, difference_hash, near_pairs, read_facts, same_content
 from coordvlm.reports.audit_data import Finding, Level
 from tests.analysis.views import SETTINGS, found, settings, view
+from tests.data.phrase_layouts import embed, file_name
 
 SIZE = (64, 48)
 
@@ -198,3 +201,12 @@ def test_what_is_only_scored_may_overlap_with_a_warning(tmp_path: Path) -> None:
 
 def test_what_is_made_up_is_not_compared() -> None:
     assert leaks(view(num_images=2, generated=True), view(num_images=2, generated=True, name="val")) == []
+
+
+def test_images_held_by_the_file_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = embed(monkeypatch, tmp_path, train=[("a.png", 1), (None, 2), ("b.png", 3), (file_name(7), 4)],
+                   val=[("c.png", 1), ("b.png", 5), (file_name(7), 6)])
+    views, problems = views_of(source, SETTINGS, on_error="raise")
+    audit = audit_views(views, SETTINGS, before=problems, timer=lambda name: nullcontext())
+    assert {f.check: f.value for f in audit.findings if f.level is Level.FAIL} == {"same_coco_image": 1, "same_content": 1}
+    assert "row 0" in found(audit.findings, "same_content", "train/val").examples[0].where

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import struct
@@ -9,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+from PIL import Image
+
+from coordvlm.data import rows
 from coordvlm.data.phrase_file import PhraseFile
 from coordvlm.data.refcoco import RefCoco
 from tests.data.layouts import picture
@@ -128,3 +133,22 @@ def write_small_phrases(kind: str, root: Path) -> list[str]:
         given = [{**ref, "split": "test" if by == "umd" and ref["split"].startswith("test") else ref["split"]} for ref in refs()]
         write_unc(root, folder=name, by=by, given=given)
     return [f"data={kind}", f"data.root={root}"]
+
+
+def png(value: int) -> bytes:
+    """40 x 30 px of one colour."""
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 30), (value, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def embed(patch: pytest.MonkeyPatch, root: Path, **splits: Sequence[tuple[str | None, int]]) -> PhraseFile:
+    """``<split>.parquet`` with the image (its path, a ``png``) in each row, whether or not pyarrow is installed."""
+    files = {
+        name: [row(f"{name} thing {n}", [2, 3, 9, 9], image={"bytes": png(value), "path": path}) for n, (path, value) in enumerate(images)]
+        for name, images in splits.items()
+    }
+    patch.setattr(rows, "_parquet", lambda path: ((n, r, ("", None)) for n, r in enumerate(files[path.stem])))
+    for name in files:
+        (root / f"{name}.parquet").write_bytes(b"")
+    return load_rows(root, splits={name: {"file": f"{name}.parquet", "images": name} for name in files})

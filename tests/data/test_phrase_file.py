@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from coordvlm.data import rows as rows_module
 from coordvlm.data.images import open_image
 from coordvlm.data.phrase_file import PhraseFile
 from coordvlm.utils.errors import ConfigError, DataError
 from tests.data.layouts import picture
-from tests.data.phrase_layouts import load_rows, row, write_rows
+from tests.data.phrase_layouts import load_rows, png, row, write_rows
 from tests.data_root import peer_data
 
 QUESTION = "Please carefully observe the area circled in the image and come up with a caption for the area."
@@ -258,12 +256,6 @@ def test_files_without_phrases_are_refused(tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------- parquet
-def png(value: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (40, 30), (value, 0, 0)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def test_parquet_with_images_in_it(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     given = [{**{k: v for k, v in r.items() if k not in ("width", "height")}, "image": {"bytes": png(n // 4), "path": None}} for n, r in

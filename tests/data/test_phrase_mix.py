@@ -18,7 +18,7 @@ from coordvlm.data.source import DataSource, Split
 from coordvlm.utils.errors import ConfigError, DataError
 from tests.data.fakes import coco_json, load_coco, write_coco
 from tests.data.layouts import picture
-from tests.data.phrase_layouts import file_name, load_rows, load_unc, refs, row, write_rows, write_small_phrases, write_unc
+from tests.data.phrase_layouts import embed, file_name, load_rows, load_unc, refs, row, write_rows, write_small_phrases, write_unc
 from tests.e2e import coco
 from tests.e2e.commands import call, finished
 
@@ -215,3 +215,11 @@ def test_a_run_on_phrases_and_detection(tmp_path: Path) -> None:
     asked = call(tmp_path, "eval", f"run={ran.run}", "split=refcoco_testB", "data.eval_batch_size=4", page=False)
     assert asked.status == 0, asked.err
     assert asked.json("metrics.json")["split"] == "refcoco_testB"
+
+
+def test_an_evaluation_image_held_by_the_file_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = embed(monkeypatch, tmp_path, train=[("a.png", 1), (None, 2), ("b.png", 3), (file_name(7), 4)],
+                   val=[("c.png", 1), ("b.png", 5), (file_name(7), 6)])
+    mixed = mix({"rows": {"source": source, "weight": 1.0}}, samples_per_epoch=4)
+    assert mixed.dropped("train") == {"evaluation_image": 2}  # the same bytes, and COCO's number; b.png is another picture
+    assert {str(s.phrase) for s in epoch(mixed.split("train"), 0)} == {"train thing 1", "train thing 2"}

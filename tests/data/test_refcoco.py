@@ -223,3 +223,14 @@ def test_a_batch_is_drawn_and_a_split_survives_pickling(source: RefCoco) -> None
     again = pickle.loads(pickle.dumps(source.split("train")))
     assert again.sample(3, 0) == source.split("train").sample(3, 0)
     assert (again.most_objects, again.num_objects().tolist(), again.phrases()[3]) == (1, [1] * 8, "the dog number 0 1 1")
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.001])
+def test_boxes_in_another_convention_are_the_files_fault(tmp_path: Path, scale: float) -> None:
+    given = instances()
+    for annotation in given["annotations"]:
+        annotation["bbox"] = [scale * v for v in (20, 15, 35, 28)]  # corners
+    write_unc(tmp_path, boxes=given)
+    with pytest.raises(DataError, match=r"ref id 100 .*: bbox of instances\.json must be x, y, width, height in px") as caught:
+        load_unc(tmp_path)
+    assert "data.source" not in str(caught.value)
