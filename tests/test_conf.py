@@ -48,6 +48,8 @@ def options_of(group: str, option: str, folder: Path) -> list[str]:
     """Overrides that choose an option and give it what it cannot do without."""
     if (group, option) == ("data", "coco"):
         return list(coco.write(folder, train=coco.content(), val=coco.content(3, first_id=50)))
+    if (group, option) in (("task", "ground"), ("metrics", "grounding")):
+        return ["data=phrases"]  # which chooses both
     if group == "data" and option in ("jsonl", "yolo", "voc"):
         return write_small(option, folder)
     if group == "data" and option.startswith(("ref", "phrase_")):

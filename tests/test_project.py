@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = ("help", "setup", "setup-dev", "train", "eval", "sweep", "bench", "audit", "test", "test-fast", "lint", "types", "clean")
+TARGETS = (
+    "help", "setup", "setup-dev", "train", "eval", "predict", "sweep", "bench", "audit", "test", "test-fast", "lint", "types", "clean",
+)
 COMMANDS = ("train", "eval", "predict", "export", "compare", "audit")
 
 

@@ -83,9 +83,9 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The second checkpoint meets a limit of 1 MB per file: a real error of the system, below the libraries that write."""
-    from coordvlm.callbacks import checkpoint
+    from coordvlm.callbacks import trained_weights
 
-    save, calls = checkpoint.save_file, []
+    save, calls = trained_weights.save_file, []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def full(*args: Any, **kwargs: Any) -> None:
@@ -94,7 +94,7 @@ def small_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
         save(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(trained_weights, "save_file", full)
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -118,7 +118,7 @@ def test_no_space_is_told_with_path_and_bytes(tmp_path: Path, monkeypatch: pytes
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("coordvlm.callbacks.checkpoint.save_file", full)
+    monkeypatch.setattr("coordvlm.callbacks.trained_weights.save_file", full)
     ran = fail(tmp_path)
     message = refusal(ran)
     assert str(ran.run / "checkpoints" / "last") in message
