@@ -21,7 +21,7 @@ from tests.e2e.commands import FAST, call, refusal, train
 from tests.folders import PRESETS, write_folder
 
 #: Experiments on real data -> the folder of the test data they need.
-REAL = {"overfit_bccd": "bccd"}
+REAL = {"overfit_bccd": "bccd", "overfit_refcoco_sample": "refcoco_sample"}
 GROUPS = [e for e in yaml.safe_load((CONF / "train.yaml").read_text())["defaults"] if isinstance(e, dict)]
 OPTIONS = sorted(
     (group, file.stem)

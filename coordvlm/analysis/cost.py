@@ -57,7 +57,8 @@ class Parameters:
             weights += size
             group, is_table = group_of(name), "embed_tokens" in name or "lm_head" in name
             passes = group == "language" or parameter.requires_grad  # gradients go through it: its bfloat16 copy is kept for the backward
-            if precision == "mixed" and passes and parameter.ndim == 2 and group not in ("rows", "heads") and not is_table and "pos_embed" not in name:
+            cast = parameter.ndim == 2 and group not in ("rows", "heads") and not is_table and "pos_embed" not in name
+            if precision == "mixed" and passes and cast:
                 casts += 2 * parameter.numel()
             if not parameter.requires_grad:
                 continue

@@ -232,7 +232,8 @@ def test_splits_share_no_image_and_the_seed_changes_training_only():
 
 @pytest.mark.parametrize(("key", "value"), [
     ("kinds", ("hexagon",)), ("colours", ()), ("num_shapes", (3, 1)), ("num_shapes", (0, 2)), ("num_val", -1), ("wording", "long"),
-    ("shared", 1.0), ("alone", -0.5), ("negatives", -0.1), ("phrases_per_image", 0), ("phrases", {"attributes": 1.0}), ("phrases", {"attribute": 0.0}),
+    ("shared", 1.0), ("alone", -0.5), ("negatives", -0.1), ("phrases_per_image", 0), ("phrases", {"attributes": 1.0}),
+    ("phrases", {"attribute": 0.0}),
     ("sizes", {"small": (0.1, 0.3), "large": (0.3, 0.4)}), ("sizes", {}), ("sizes", {"small": (0.01, 0.2)}),
 ])
 def test_meaningless_options_are_refused(key, value):
