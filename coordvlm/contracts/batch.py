@@ -1,7 +1,8 @@
 """What the collator hands to the model. Every position a loss, a probe or a head needs is an index here.
 
 Shapes: B samples, T tokens (right-padded), R supervised non-coordinate tokens, N supervised coordinate slots, M boxes,
-I images, P vision patches before merging, Nv image tokens after merging, Q samples with exactly one target box.
+I images, P vision patches before merging, Nv image tokens after merging, Q samples with exactly one target box, A samples that ask for a
+point (counting: all of them).
 
 **Every ``*_row`` is the flat position b*T + t that predicts the token, i.e. the token itself sits at t + 1.**
 """
@@ -19,6 +20,29 @@ from torch import Tensor
 
 #: Kind of an answer token (``Encoded.answer_kind``).
 TEXT, MARKER, COORD, END = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Question:
+    """One step of sequential counting: k objects are marked in the image, where is the next one, or are all marked?
+
+    All points are normalised to [0, 1] of the frame that the image was made from (after augmentation).
+
+    Args:
+        category: what is counted. num: N, how many there are. marked: k, how many of them count as marked.
+        target: float32[2] of the next object; None: all are marked, or nothing is known (a step of the inference loop).
+        unmarked: float32[N - k, 2], all objects that are not marked yet, the target included; empty where nothing is known.
+        done: whether all are marked; None: nothing is known.
+        rows: int64[3], where ``<x> <y> <done>`` stand in ``prompt_ids``.
+    """
+
+    category: str
+    num: int
+    marked: int
+    target: NDArray[np.float32] | None
+    unmarked: NDArray[np.float32]
+    done: bool | None
+    rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -41,6 +65,7 @@ class Encoded:
         phrase: the referring phrase; None in detection.
         query_box: float32[4], normalised xyxy, of a sample with exactly one target box and an answer; else None. For regression heads,
             in every format.
+        question: what is asked for in task=count; None in other tasks.
     """
 
     id: int | str
@@ -58,6 +83,7 @@ class Encoded:
     num_dropped: int = 0
     phrase: str | None = None
     query_box: NDArray[np.float32] | None = None
+    question: Question | None = None
 
 
 def _no_rows() -> Tensor:
@@ -93,10 +119,21 @@ class Batch:
         slot_row, slot_bin: long[N]. slot_value: float32[N] in [0, 1], unquantised. slot_axis: uint8[N].
         box_slot: long[M, 4], the slots x1, y1, x2, y2 of a box. box_sample: long[M]. box_prev: long[M], the preceding box of
             the sample (index into M) if it has the same description, else -1.
-        counts: ``{"text": R, "slot": N, "box": M}``, from labels.
+        counts: ``{"text": R, "slot": N, "box": M}``, from labels; in task=count also ``"point"`` (of ``ask_has_xy``), ``"done"`` (of
+            ``ask_has_done``), ``"image_token"`` (Nv) and ``"hit"`` (image tokens with an unmarked object).
         ids: B sample ids. sizes: B (width, height) of the displayed source image. phrases: B referring phrases, None in detection.
         window: set by the training loader; None elsewhere.
         query_row: long[Q], predicts the end of turn. query_box: float32[Q, 4], normalised xyxy, not quantised. query_sample: long[Q].
+        ask_row: long[A, 3], flat positions b*T + t of the tokens ``<x> <y> <done>`` themselves, whose states feed the heads (the one
+            ``*_row`` that predicts nothing). ask_sample: long[A].
+        ask_xy: float32[A, 2], the next object in [-1, 1] across the image; 0 where there is none. ask_has_xy: bool[A]. Slots x and y of
+            those samples, and of no others, are in ``slot_*``, read at ``<x>`` and ``<y>``.
+        ask_done: float32[A], 1 where everything is marked. ask_has_done: bool[A], whether the done head learns from the sample.
+        token_ask: long[Nv], the question (index into A) of each image token's sample. token_centre, token_half: float32[Nv, 2], centre
+            and half size of the image's cell behind each token in [-1, 1] across the image. All empty in other tasks.
+        token_hit: float32[Nv], 1 where an unmarked object of the category lies in the cell. token_offset: float32[Nv, 2], from centre to
+            object in half cells, so within [-1, 1]; of the target, or the first in order, where there are several; 0 without.
+        token_next: bool[Nv], the target lies in the cell: one token of each sample of ``ask_has_xy``.
     """
 
     input_ids: Tensor
@@ -125,6 +162,18 @@ class Batch:
     query_row: Tensor = field(default_factory=_no_rows)
     query_box: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
     query_sample: Tensor = field(default_factory=_no_rows)
+    ask_row: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.long))
+    ask_sample: Tensor = field(default_factory=_no_rows)
+    ask_xy: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
+    ask_has_xy: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    ask_done: Tensor = field(default_factory=lambda: torch.zeros(0))
+    ask_has_done: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    token_ask: Tensor = field(default_factory=_no_rows)
+    token_centre: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
+    token_half: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
+    token_hit: Tensor = field(default_factory=lambda: torch.zeros(0))
+    token_offset: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
+    token_next: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])

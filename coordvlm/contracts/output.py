@@ -12,7 +12,8 @@ from torch import Tensor
 class ModelOutput:
     """Only what was asked for (``needs``) is set; everything is float32.
 
-    Shapes: R text rows, N slots, K coordinate bins, Q samples with exactly one target box.
+    Shapes: R text rows, N slots, K coordinate bins, Q samples with exactly one target box, A samples that ask for
+    a point, Nv image tokens.
 
     Args:
         text_nll: float32[R], ``lse(z) - z_target`` over all live columns.
@@ -22,6 +23,10 @@ class ModelOutput:
         slot_lse: float32[N], ``lse(z)`` over all live columns.
         box_head_end, box_head_start: float32[Q, 4], the regression head's boxes as normalised xyxy, from the state that predicts the end
             of turn and from the one that predicts the first token of the answer.
+        point_xy: float32[A, 2], the next object in [-1, 1] across the image, from the heads at ``<x>`` and ``<y>``; not clamped.
+        done_logit: float32[A], from the head at ``<done>``.
+        token_next, token_hit: float32[Nv], logits of each image token: it holds the next object (softmax over the image), it holds an
+            unmarked object of the category. token_offset: float32[Nv, 2], from the cell's centre in half cells. The spatial read-out.
         head_output: outputs of further regression heads by name.
     """
 
@@ -34,6 +39,11 @@ class ModelOutput:
     slot_correct: Tensor | None = None
     box_head_end: Tensor | None = None
     box_head_start: Tensor | None = None
+    point_xy: Tensor | None = None
+    done_logit: Tensor | None = None
+    token_next: Tensor | None = None
+    token_hit: Tensor | None = None
+    token_offset: Tensor | None = None
     head_output: Mapping[str, Tensor] | None = None
 
 

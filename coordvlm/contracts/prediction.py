@@ -89,6 +89,25 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A single step of counting with the *true* first k objects marked: what was answered, and what is true.
+
+    Args:
+        k: objects marked. num: N, how many there are.
+        target_px: (x, y) of the next object in source px; None: all are marked.
+        unmarked_px: float64[N - k, 2], all that are not marked, the target included.
+        point_px: (x, y) that was answered. done: the probability that everything is marked.
+    """
+
+    k: int
+    num: int
+    target_px: tuple[float, float] | None
+    unmarked_px: NDArray[np.float64]
+    point_px: tuple[float, float]
+    done: float
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One image's answer. A failed image is a Prediction with zero kept records; it is never left out.
 
@@ -99,6 +118,9 @@ class Prediction:
             asked again).
         timing: seconds and the number of new tokens, over all attempts where there were several; then also ``attempts`` (decodes in
             all) and ``samples`` (decodes that the consensus was taken of).
+        asked: in counting, single steps with true marks; ``records`` are then the points that the loop has marked, in order, with
+            ``1 - p_done`` at their step as score. Flags of the loop: ``finished`` (it said so itself), ``repeated`` (it pointed at marked
+            objects again and again), ``step_limit``; none of them where the loop was not run.
         alternatives: all answers in the order of their attempts, the chosen one included; empty when there was only one.
     """
 
@@ -110,6 +132,7 @@ class Prediction:
     flags: frozenset[str] = frozenset()
     timing: Mapping[str, float] = field(default_factory=dict)
     alternatives: tuple[Alternative, ...] = ()
+    asked: tuple[Asked, ...] = ()
 
     @property
     def kept(self) -> tuple[Record, ...]:

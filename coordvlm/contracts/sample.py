@@ -39,6 +39,8 @@ class Sample:
         phrase: referring phrase, when the task is grounding. Then ``objects`` holds the one thing it names, described as ``TARGET``, or
             nothing: the phrase names nothing in the image and the answer is "none".
         class_list: names to put into the prompt, absent classes included.
+        category: what is to be counted, when the task is counting. Then ``objects`` holds every thing of that category, described by it
+            and with its ``point_px``; other things in the image are not listed.
         meta: anything a source wants to keep (file name, seed); not read by the pipeline.
     """
 
@@ -50,6 +52,7 @@ class Sample:
     phrase: str | None = None
     class_list: tuple[str, ...] | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
+    category: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,4 +156,69 @@ class PhraseTruth(GroundTruth):
             np.asarray([i for i, _ in found], dtype=np.int64), np.asarray([i for i, _ in found], dtype=np.int64),
             np.ones(len(found), dtype=np.int64), xyxy, (xyxy[:, 2:] - xyxy[:, :2]).prod(1), np.zeros(len(found), dtype=np.bool_),
             phrases=tuple(phrases[i] for i in order.tolist()), source_image=np.asarray(source_image, dtype=np.int64)[order],
+        )
+
+
+@dataclass(frozen=True)
+class PointTruth(GroundTruth):
+    """The truth of counting: each (image, category) stands where an image stands in detection, with any number of points.
+
+    ``image_ids`` are sample ids; an annotation is a point, kept as a box without an area, so ``subset`` and ``digest`` work alike.
+
+    Args:
+        counted: I names of what is counted, as in ``Sample.category``.
+        source_image: int64[I], equal for samples on the same image: what the bootstrap draws.
+    """
+
+    counted: tuple[str, ...] = ()
+    source_image: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.counted) == len(self.source_image) == len(self.image_ids):
+            raise ValueError(
+                f"{len(self.image_ids)} samples need as many categories and images, got {len(self.counted)} and {len(self.source_image)}"
+            )
+
+    @property
+    def points_px(self) -> NDArray[np.float64]:
+        """float64[A, 2], (x, y) in source pixels."""
+        return self.ann_xyxy_px[:, :2]
+
+    def points_of(self, sample_id: int) -> NDArray[np.float64]:
+        """float64[N, 2] of one sample, in file order."""
+        mine: NDArray[np.float64] = self.points_px[self.ann_image_id == sample_id]
+        return mine
+
+    def subset(self, image_ids: Sequence[int]) -> PointTruth:
+        """The truth of some samples; an id that does not exist is a ``KeyError``."""
+        kept = super().subset(image_ids)
+        at = np.searchsorted(self.image_ids, kept.image_ids)
+        values = {f.name: getattr(kept, f.name) for f in fields(GroundTruth)}
+        return PointTruth(**values, counted=tuple(self.counted[i] for i in at.tolist()), source_image=self.source_image[at])
+
+    def digest(self) -> str:
+        """12 hex digits that change with any value, categories included."""
+        sha = hashlib.sha256(super().digest().encode())
+        sha.update("\0".join(self.counted).encode("utf-8", "surrogatepass"))
+        sha.update(np.ascontiguousarray(self.source_image).tobytes())
+        return sha.hexdigest()[:12]
+
+    @classmethod
+    def of(
+        cls, *, ids: Sequence[int], categories: Sequence[str], source_image: Sequence[int], image_wh: NDArray[np.float64],
+        points: Sequence[NDArray[np.float64]],
+    ) -> PointTruth:
+        """From one row per sample, in any order. points: float64[N, 2] of each in source pixels; N may be 0."""
+        order = np.argsort(np.asarray(ids, dtype=np.int64), kind="stable").tolist()
+        names = tuple(sorted(set(categories)))
+        ids_of = {name: i for i, name in enumerate(names, start=1)}
+        number = np.asarray([len(points[at]) for at in order], dtype=np.int64)
+        sorted_ids = np.asarray(ids, dtype=np.int64)[order]
+        xy = np.concatenate([np.asarray(points[at], dtype=np.float64).reshape(-1, 2) for at in order] or [np.zeros((0, 2))])
+        category = np.asarray([ids_of[categories[at]] for at in order], dtype=np.int64)
+        return cls(
+            sorted_ids, np.asarray(image_wh, dtype=np.float64).reshape(-1, 2)[order], np.arange(1, len(names) + 1), names,
+            np.arange(1, len(xy) + 1), sorted_ids.repeat(number), category.repeat(number), np.concatenate((xy, xy), 1), np.zeros(len(xy)),
+            np.zeros(len(xy), dtype=np.bool_), counted=tuple(categories[at] for at in order),
+            source_image=np.asarray(source_image, dtype=np.int64)[order],
         )

@@ -303,10 +303,16 @@ UNITS = (
 )  # fmt: skip
 
 
-def seconds(text: str, style: str | None) -> float:
-    begin = time.process_time()
-    read(text, style)
-    return time.process_time() - begin
+def seconds(text: str, style: str | None, tries: int = 1) -> float:
+    """The quickest of some tries, in time of this thread: a pause of another thread or of the garbage collector is not the reader's."""
+    taken = []
+    for _ in range(tries):
+        begin = time.thread_time()
+        read(text, style)
+        taken.append(time.thread_time() - begin)
+        if taken[-1] < 0.5:
+            break
+    return min(taken)
 
 
 BEFORE = ("", '[{"label": "', "<box>[", "(([[{{")
@@ -317,7 +323,7 @@ def test_twenty_thousand_characters_take_a_moment(before: str) -> None:
     """About 0.02 s each; a reader that was quadratic in keys needed more than 3 s."""
     for unit in UNITS:
         text = before + unit * (20_000 // len(unit))
-        assert seconds(text, None) < 1, (before, unit)
+        assert seconds(text, None, tries=4) < 1, (before, unit)
 
 
 @pytest.mark.slow
