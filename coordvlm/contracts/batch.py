@@ -134,6 +134,7 @@ class Batch:
         token_hit: float32[Nv], 1 where an unmarked object of the category lies in the cell. token_offset: float32[Nv, 2], from centre to
             object in half cells, so within [-1, 1]; of the target, or the first in order, where there are several; 0 without.
         token_next: bool[Nv], the target lies in the cell: one token of each sample of ``ask_has_xy``.
+        questions: A questions as they were asked, for whoever reads the answers.
     """
 
     input_ids: Tensor
@@ -174,6 +175,7 @@ class Batch:
     token_hit: Tensor = field(default_factory=lambda: torch.zeros(0))
     token_offset: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
     token_next: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    questions: tuple[Question, ...] = ()
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from coordvlm.utils.errors import ContractError
@@ -47,6 +47,8 @@ class Contract:
         markers: the format's marker tokens. coord_token: pattern with ``{k}``. end_token: end of turn.
         resize: resolved resize rule.
         axes, extents: fixed; written down so that a reader of the file need not guess.
+        details: what else a format settles (counting: how objects are marked, where the text stands), plain JSON values; not written
+            down where there is nothing, so that contracts from before there were any are equal to those of today.
     """
 
     coords: str
@@ -62,10 +64,14 @@ class Contract:
     resize: ResizeRule
     axes: str = "xyxy"
     extents: str = "[0, W] x [0, H]"
+    details: Mapping[str, object] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        plain: dict[str, object] = json.loads(json.dumps(asdict(self)))
+        if not plain["details"]:
+            del plain["details"]
+        return plain
 
     def hash(self) -> str:
         """12 hex digits over all fields."""
@@ -75,8 +81,8 @@ class Contract:
     def from_dict(cls, data: Mapping[str, object], where: object = "contract") -> Contract:
         """Rebuild from ``to_dict``; unknown or missing fields are a ContractError that names them."""
         known = {f.name for f in fields(cls)}
-        if set(data) != known:
-            missing, unknown = sorted(known - set(data)), sorted(set(data) - known)
+        if set(data) | {"details"} != known:
+            missing, unknown = sorted(known - set(data) - {"details"}), sorted(set(data) - known)
             raise ContractError(f"{where}: contract fields differ: missing {missing}, unknown {unknown}")
         values = dict(data)
         resize = dict(values["resize"])  # type: ignore[call-overload]
@@ -97,7 +103,7 @@ class Contract:
 
     def require_equal(self, other: Contract, *, mine: str, theirs: str) -> None:
         """Refuse a contradiction, naming every field that differs."""
-        self._require(other, list(self.to_dict()), mine, theirs)
+        self._require(other, list(self.to_dict() | other.to_dict()), mine, theirs)
 
     def require_same_tokens(self, other: Contract, *, mine: str, theirs: str) -> None:
         """Refuse weights whose tokens mean something else. Prompt, format, order and resize rule may differ: training goes on."""
@@ -105,6 +111,6 @@ class Contract:
 
     def _require(self, other: Contract, names: list[str], mine: str, theirs: str) -> None:
         a, b = self.to_dict(), other.to_dict()
-        diff = [f"{k}: {mine} has {a[k]!r}, {theirs} has {b[k]!r}" for k in names if a[k] != b[k]]
+        diff = [f"{k}: {mine} has {a.get(k)!r}, {theirs} has {b.get(k)!r}" for k in names if a.get(k) != b.get(k)]
         if diff:
             raise ContractError("the coordinate contracts differ, so boxes would be read wrongly:\n  " + "\n  ".join(diff))
