@@ -86,36 +86,54 @@ class CoordLM(lightning.LightningModule):
         optimizer, schedule = build_optimizer(self.backbone.named_parameters(), self.optim, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    @property
+    def clip_norm(self) -> float | None:
+        """Largest gradient norm of the optimiser that steps next."""
+        return self.optim.clip_norm
+
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
-        self.guard.settle()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        limit = self.optim.clip_norm or float("inf")
-        if units(self.backbone):
-            average_replicated(replicated(self.backbone))
-            norm = clip_gradients(parameters, limit)
-        else:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        norm = self._clip(optimizer)
         if self._logs_now():
             self.log("grad_norm", norm)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def _clip(self, optimizer: Any) -> Tensor:
+        """The norm before clipping, 0-dim, of a step whose losses are numbers."""
+        self.guard.settle()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = self.clip_norm or float("inf")
+        if units(self.backbone):
+            average_replicated(replicated(self.backbone))
+            return clip_gradients(parameters, limit)
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         assert batch.window is not None, "training batches carry their accumulation window"
         if batch.window.index == 0:
-            self._window.clear()
-            self._window_logs = {}
-            self._window_counts = collectives.sum_counts(batch.window.counts)
-        looks = self.diagnostics if self._looks_now() else None
-        output = self.backbone(batch, self.losses.needs | (looks.needs if looks else frozenset()))
-        loss = self.losses(output, batch, self._window_counts, world_size=self.trainer.world_size, accumulate=batch.window.accumulate)
-        self.guard.watch(loss, batch.ids, step=self.global_step)
-        if looks:
-            self._look(looks, output, batch, loss)
+            self._open_window(batch)
+        loss = self._forward_loss(batch, looks=self._looks_now())
         for name, share in loss.terms.items():
             self._window[name] = self._window[name] + share
         _add(self._window_logs, loss.logs)
         if batch.window.index + 1 == batch.window.size and self._logs_now():
             self._log_window(batch)
-        return loss.total  # type: ignore[no-any-return]
+        return loss.total
+
+    def _open_window(self, batch: Batch) -> None:
+        assert batch.window is not None
+        self._window.clear()
+        self._window_logs = {}
+        self._window_counts = collectives.sum_counts(batch.window.counts)
+
+    def _forward_loss(self, batch: Batch, *, looks: bool) -> LossOutput:
+        """Of one micro-batch, watched."""
+        assert (window := batch.window) is not None
+        seen = self.diagnostics if looks else None
+        output = self.backbone(batch, self.losses.needs | (seen.needs if seen else frozenset()))
+        loss: LossOutput = self.losses(output, batch, self._window_counts, world_size=self.trainer.world_size, accumulate=window.accumulate)
+        self.guard.watch(loss, batch.ids, step=self.global_step)
+        if seen:
+            self._look(seen, output, batch, loss)
+        return loss
 
     def _log_window(self, batch: Batch) -> None:
         """The step's terms and monitors over all ranks and micro-batches: one collective on the device, one beside it."""
@@ -123,9 +141,12 @@ class CoordLM(lightning.LightningModule):
         total = collectives.sum_tensors(shares | {f"log/{name}": value for name, (value, _) in self._window_logs.items()})
         counts = collectives.sum_counts({name: n for name, (_, n) in self._window_logs.items()})
         self.log_dict(self.losses.named({name: total[f"term/{name}"] for name in self._window}, "train_"), batch_size=len(batch))
-        self.log("lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+        self.log_dict(self._learning_rates())
         means = {f"train_{name}": total[f"log/{name}"] / max(counts[name], 1) for name in self._window_logs}
         self.log_dict(means, batch_size=len(batch))
+
+    def _learning_rates(self) -> dict[str, float]:
+        return {"lr": self.optimizers().param_groups[0]["lr"]}  # type: ignore[union-attr]
 
     def _looks_now(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
