@@ -48,7 +48,7 @@ def draw_overlay(
         side: a longer side below this is enlarged by a whole factor to about this length.
         max_side: a longer side above this is reduced to it.
     """
-    canvas = _scaled(image, side, max_side)
+    canvas = scaled(image, side, max_side)
     frame = size or image.size
     sx, sy = canvas.width / frame[0], canvas.height / frame[1]
     true = [(_rect(b, sx, sy), b.text) for b in truth if _finite(b)]
@@ -82,7 +82,8 @@ def writable(text: str, font: Font) -> str:
     return text
 
 
-def _scaled(image: Image.Image, side: int, max_side: int) -> Image.Image:
+def scaled(image: Image.Image, side: int, max_side: int) -> Image.Image:
+    """An RGB copy, enlarged by a whole factor to a longer side of about ``side``, or reduced to ``max_side``."""
     longest = max(image.size)
     factor = round(side / longest) if longest < side else 1
     if factor > 1:
