@@ -126,8 +126,8 @@ class CoordLM(lightning.LightningModule):
 
     def _forward_loss(self, batch: Batch, *, looks: bool) -> LossOutput:
         """Of one micro-batch, watched."""
-        assert (window := batch.window) is not None
-        seen = self.diagnostics if looks else None
+        window, seen = batch.window, self.diagnostics if looks else None
+        assert window is not None
         output = self.backbone(batch, self.losses.needs | (seen.needs if seen else frozenset()))
         loss: LossOutput = self.losses(output, batch, self._window_counts, world_size=self.trainer.world_size, accumulate=window.accumulate)
         self.guard.watch(loss, batch.ids, step=self.global_step)
