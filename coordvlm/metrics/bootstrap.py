@@ -48,6 +48,16 @@ def image_weights(num_images: int, num_replicates: int, seed: int) -> FloatArray
     return np.ascontiguousarray(counts.T, dtype=np.float64)
 
 
+def source_weights(source_image: IntArray, num_replicates: int, seed: int) -> FloatArray:
+    """float64[I, B], how often each of I samples is drawn: as often as its source image, so that samples of one image stay together.
+
+    No columns when there is a single source image: drawing from one says nothing about another.
+    """
+    distinct, source = np.unique(source_image, return_inverse=True)
+    drawn = image_weights(len(distinct), num_replicates if len(distinct) > 1 else 0, seed)
+    return drawn[source.reshape(-1)]
+
+
 def percentile_interval(value: float, replicates: FloatArray, coverage: float = 0.95) -> Interval:
     """The percentile interval; replicates in which the metric is undefined are left out.
 

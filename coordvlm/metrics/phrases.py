@@ -14,7 +14,7 @@ from coordvlm.contracts.evaluation import MatchedPairs
 from coordvlm.contracts.prediction import Prediction
 from coordvlm.contracts.sample import GroundTruth, PhraseTruth
 from coordvlm.metrics.arrays import BoolArray, FloatArray, IntArray
-from coordvlm.metrics.bootstrap import image_weights
+from coordvlm.metrics.bootstrap import source_weights
 from coordvlm.metrics.greedy import overlap
 
 #: How an answer ended: a box, "none", or neither.
@@ -106,13 +106,8 @@ def require_phrases(truth: GroundTruth) -> PhraseTruth:
 
 
 def phrase_weights(truth: PhraseTruth, num_replicates: int, seed: int) -> FloatArray:
-    """float64[I, B], how often each phrase is drawn: as often as its source image, so that phrases on one image stay together.
-
-    No columns when there is a single source image: drawing from one says nothing about another.
-    """
-    distinct, source = np.unique(truth.source_image, return_inverse=True)
-    drawn = image_weights(len(distinct), num_replicates if len(distinct) > 1 else 0, seed)
-    return drawn[source.reshape(-1)]
+    """float64[I, B], how often each phrase is drawn: ``source_weights`` of its image."""
+    return source_weights(truth.source_image, num_replicates, seed)
 
 
 def outcomes(truth: PhraseTruth, predictions: Mapping[int, Prediction]) -> Outcomes:

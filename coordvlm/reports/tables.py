@@ -19,7 +19,8 @@ from coordvlm.contracts import Interval
 #: The metrics a run is judged by, in the order they are shown; the first one of a task is what it is chosen by.
 DETECTION = ("AP", "AP50", "AP_score1", "F1_50", "parse_rate", "px_median")
 GROUNDING = ("acc_50", "acc_75", "iou_mean_all", "detection_rate", "parse_rate", "px_median")
-MAIN = tuple(dict.fromkeys((*DETECTION[:4], *GROUNDING)))
+COUNTING = ("pck384_5", "px384_median", "n5_pck384_5", "done_acc_end", "done_acc_last", "done_acc_early", "count_mae", "loc_f1")
+MAIN = tuple(dict.fromkeys((*DETECTION[:4], *GROUNDING, *COUNTING)))
 
 #: name -> (meaning, better: +1 higher, -1 lower). Order is the order of every table.
 METRICS: Mapping[str, tuple[str, int]] = {
@@ -69,17 +70,47 @@ METRICS: Mapping[str, tuple[str, int]] = {
     "absent_class_rate": ("predictions of a class that is not in the image", -1),
     "seconds_per_image": ("decoding, wall time; only comparable on one machine at one load", -1),
     "tokens_per_image": ("emitted tokens", 0),
-    "px_mean": ("mean corner error of matched boxes, source px", -1),
-    "px_median": ("median corner error of matched boxes, source px", -1),
-    "px_p90": ("90th percentile of the corner error, source px", -1),
-    "px_p95": ("95th percentile of the corner error, source px", -1),
+    "px_mean": ("mean error of points, or of the corners of matched boxes, source px", -1),
+    "px_median": ("median error of points, or of the corners of matched boxes, source px", -1),
+    "px_p90": ("90th percentile of the same, source px", -1),
+    "px_p95": ("95th percentile of the same, source px", -1),
+    "done_acc": ("single steps that tell rightly whether everything is marked", 1),
+    "done_acc_end": ("everything is marked and the answer says so", 1),
+    "done_acc_last": ("one object is left and the answer does not say done", 1),
+    "done_acc_early": ("two or more are left and the answer does not say done", 1),
+    "on_unmarked": ("answers on any unmarked object", 1),
+    "n5_on_unmarked": ("the same with at most 5 objects", 1),
+    "miss_on_unmarked": ("of the answers off their object, those on another unmarked one: a wrong pick, not a wrong place", 0),
+    "loss_x": ("mean squared error in x, image width = 2", -1),
+    "loss_y": ("mean squared error in y, image height = 2", -1),
+    "count_mae": ("mean absolute error of the count", -1),
+    "count_rmse": ("root mean squared error of the count", -1),
+    "count_bias": ("mean error of the count: above 0 counts too many", 0),
+    "count_mae_n5": ("mean absolute error with at most 5 objects", -1),
+    "count_bias_n5": ("mean error with at most 5 objects", 0),
+    "count_nae": ("mean absolute error over the true number, where there is something", -1),
+    "count_sre": ("root of the mean of squared error over the true number", -1),
+    "count_exact": ("counts that are right", 1),
+    "count_within_one": ("counts off by one at most", 1),
+    "count_within_5pct": ("counts within 5 % of the true number", 1),
+    "count_within_10pct": ("counts within 10 % of the true number", 1),
+    "count_within_20pct": ("counts within 20 % of the true number", 1),
+    "finished_rate": ("counts that the model ended itself", 1),
+    "loc_precision": ("counted points on a true one, one to one", 1),
+    "loc_recall": ("true points that a counted one is on", 1),
+    "loc_f1": ("harmonic mean of both", 1),
 }
 _PATTERNS: tuple[tuple[str, str, int], ...] = (
-    (r"pck_(\d+)", "matched corners within {} px", 1),
+    (r"pck_(\d+)", "points, or corners of matched boxes, within {} px", 1),
+    (r"pck384_(\d+)", "answers within {} px of their object on a 384 px frame", 1),
+    (r"n5_pck384_(\d+)", "answers within {} px with at most 5 objects, 384 px frame", 1),
+    (r"k_(\w+)_pck384_5", "answers within 5 px when {} objects are marked, 384 px frame", 1),
     (r"pck_all_(\d+)", "corners of all true boxes within {} px (missed boxes count)", 1),
-    (r"px384_(\w+)", "corner error on a 384 px frame: {}", -1),
+    (r"px384_(\w+)", "error of points or corners on a 384 px frame: {}", -1),
+    (r"n5_px384_(\w+)", "the same with at most 5 objects: {}", -1),
 )
 _OF_DETECTION = re.compile(r"AP|AR\d|AR_|F1|duplicate_rate|absent_class_rate")
+_OF_COUNTING = re.compile(r"pck384_|n5_|k_|done_acc|(miss_)?on_unmarked|loss_[xy]|count_|finished_rate|loc_")
 _OF_GROUNDING = re.compile(r"acc_|iou_|first_try_|reject_|detection_rate|none_rate|point_in_box|center_error|extra_box_rate")
 
 
@@ -116,21 +147,22 @@ def number(name: str, value: float) -> str:
 
 def in_pixels(name: str) -> bool:
     """Whether a metric is a distance in px; the others are shares, times or counts."""
-    return name.startswith(("px", "center_error"))
+    return name.startswith(("px", "n5_px", "center_error"))
 
 
 def task_of(name: str) -> str:
-    """``detect`` or ``ground`` for a metric that only this task has; "" for others."""
-    return "detect" if _OF_DETECTION.match(name) else "ground" if _OF_GROUNDING.match(name) else ""
+    """``detect``, ``ground`` or ``count`` for a metric that only this task has; "" for others."""
+    found = (("detect", _OF_DETECTION), ("ground", _OF_GROUNDING), ("count", _OF_COUNTING))
+    return next((task for task, names in found if names.match(name)), "")
 
 
 def main_metrics(metrics: Container[str]) -> tuple[str, ...]:
     """The metrics that the task behind these names is judged by."""
-    return GROUNDING if "acc_50" in metrics else DETECTION
+    return GROUNDING if "acc_50" in metrics else COUNTING if "pck384_5" in metrics else DETECTION
 
 
 def primary(metrics: Container[str]) -> str:
-    """The one metric by which a run of this task is chosen: ``AP``, or ``acc_50`` for phrases."""
+    """The one metric by which a run of this task is chosen: ``AP``, ``acc_50`` for phrases, ``pck384_5`` for counting."""
     return main_metrics(metrics)[0]
 
 
