@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +20,10 @@ from coordvlm.contracts import TARGET, Object, PhraseTruth, Sample
 from coordvlm.data.checks import clip_boxes, count_faults, is_clipped
 from coordvlm.data.detection import broken_images
 from coordvlm.data.image_keys import coco_image_id
+from coordvlm.data.named_splits import NamedSplits, inside
 from coordvlm.data.phrase_records import existing
 from coordvlm.data.phrase_table import PhraseTable
-from coordvlm.utils.errors import ConfigError, DataError
-from coordvlm.utils.overrides import hint, nearest
-
-log = logging.getLogger(__name__)
+from coordvlm.utils.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,7 @@ class PhraseChoice:
     num_phrases: int | None = None
 
 
-class PhraseSource:
+class PhraseSource(NamedSplits["PhraseSplit"]):
     """A ``DataSource`` of phrases, each with one box or none; the base of every format.
 
     Training is strict: the first broken phrase of ``train`` raises (``on_error=raise``) or broken ones are left out and counted
@@ -57,19 +54,7 @@ class PhraseSource:
         test: the split that ``test`` stands for; None: the one of that name, or ``val`` where there is none.
     """
 
-    def __init__(self, *, root: str | Path, on_error: str, test: str | None) -> None:
-        if on_error not in ("raise", "skip"):
-            raise ConfigError(f"data.on_error must be raise or skip, got {on_error!r}")
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            raise DataError("data.root must be a folder (or set COORDVLM_DATA)", where=self.root.absolute())
-        self._skip, self._test = on_error == "skip", test
-        self._splits: dict[str, PhraseSplit] = {}
-        self.notes: tuple[str, ...] = ()
-
-    def is_lenient(self, name: str) -> bool:
-        """Whether what is broken in a split is left out and counted."""
-        return name == "train" and self._skip
+    samples = "phrases"
 
     def use(self, tables: Mapping[str, tuple[PhraseTable, PhraseChoice, Path]]) -> None:
         """Take a table, a choice of phrases and an image folder for each split.
@@ -78,39 +63,18 @@ class PhraseSource:
             ConfigError: ``test`` names no split, or another one where there is one of that name.
             DataError: see ``PhraseSplit``.
         """
-        if self._test not in (None, "test") and ("test" in tables or self._test not in tables):
-            why = "that split is there itself" if "test" in tables else f"no split {self._test}{hint(nearest(str(self._test), tables))}"
-            raise ConfigError(f"data.source.test={self._test} cannot stand for test: {why}; there are {', '.join(tables)}")
+        self.check_test(tables)
         for name, (table, choice, folder) in tables.items():
             split = PhraseSplit(name, self.root, folder, table, choice, evaluated=name != "train", lenient=self.is_lenient(name))
             self._splits[name] = split
             self.notes += table.notes
             if none := split.num_negatives:
                 self.notes += (f"{name}: {none} of {len(split)} phrases name nothing in their image",)
-        if "test" not in tables and self._stand_in == "val":
-            self.notes += ("no test split is configured: val stands in, so checkpoints are chosen on the phrases they are scored on",)
-            log.warning(self.notes[-1])
-        elif "test" not in tables:
-            self.notes += (f"test stands for {self._stand_in} (data.source.test)",)
-
-    @property
-    def _stand_in(self) -> str:
-        return self._test or "val"
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """Names of all splits, in their order in the configuration; ``test`` is known beside them."""
-        return tuple(self._splits)
+        self.note_test(tables)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         return (TARGET,)
-
-    def split(self, name: str) -> PhraseSplit:
-        found = self._splits.get(name) or (self._splits.get(self._stand_in) if name == "test" else None)
-        if found is None:
-            raise ConfigError(f"no split {name!r}; there are {', '.join(self.splits)}{hint(nearest(name, self.splits))}")
-        return found
 
     def truth(self, name: str) -> PhraseTruth:
         return self.split(name).truth()
@@ -239,13 +203,7 @@ class PhraseSplit:
                 rule, problem = "the image must be readable and complete", f"{type(error).__name__}: {error}"
                 raise DataError(rule, where=f"{table.files[0]} ({table.file_names[image]})", value=problem) from error
         path = existing(self._folder, table.file_names[image])
-        real = path.resolve()
-        if not any(real.is_relative_to(folder) for folder in self._inside):
-            raise DataError(
-                "an image path must stay inside data.root or the split's image folder, also after following links",
-                where=table.files[0], value=f"{path} -> {real}",
-            )
-        return path
+        return inside(path, self._inside, where=table.files[0])
 
 
 def _chosen(
