@@ -75,7 +75,8 @@ class CountingMetric(CollectingMetric):
         weights = source_weights(truth.source_image, self.num_replicates, self.seed)
         replicates = _under(weights, sums, steps) if weights.shape[1] else {}
         scalars = {name: float(row[0]) for name, row in values.items()}
-        numbers = _counts(truth, predictions, steps, counts, missing) | {"sampler_duplicates": sampler_duplicates} | _tiers(scalars)
+        numbers = _counts(truth, predictions, steps, counts, missing) | _tiers(scalars)
+        numbers |= {"sampler_duplicates": sampler_duplicates, "measured_to_any_unmarked": int(self.any_unmarked)}
         at = steps.has_target
         return Evaluation(
             metrics=intervals(scalars, replicates), counts=numbers, replicates=replicates, px_error=steps.error[at],
