@@ -17,7 +17,7 @@ from coordvlm.losses.weighted_sum import LossOutput, WeightedSum
 from coordvlm.models.backbone import NEEDS, Backbone
 from coordvlm.models.sharding import average_replicated, clip_gradients, gather_weights, release_weights, replicated, shard, units, whole
 from coordvlm.modules.answerer import Answerer
-from coordvlm.modules.diagnostics import Diagnostics, GradientProbe, can_probe_gradients
+from coordvlm.modules.diagnostics import Diagnostics, GradientProbe, add_logs, can_probe_gradients
 from coordvlm.modules.finite_guard import FiniteGuard
 from coordvlm.modules.optim import OptimSettings, build_optimizer
 from coordvlm.utils import collectives
@@ -113,7 +113,7 @@ class CoordLM(lightning.LightningModule):
         loss = self._forward_loss(batch, looks=self._looks_now())
         for name, share in loss.terms.items():
             self._window[name] = self._window[name] + share
-        _add(self._window_logs, loss.logs)
+        add_logs(self._window_logs, loss.logs)
         if batch.window.index + 1 == batch.window.size and self._logs_now():
             self._log_window(batch)
         return loss.total
@@ -147,6 +147,10 @@ class CoordLM(lightning.LightningModule):
 
     def _learning_rates(self) -> dict[str, float]:
         return {"lr": self.optimizers().param_groups[0]["lr"]}  # type: ignore[union-attr]
+
+    def step_loss(self) -> Tensor:
+        """This rank's share of the step's weighted loss, 0-dim; for callbacks, before the optimiser step."""
+        return torch.stack([self.losses.weights[name] * share for name, share in self._window.items()]).sum()
 
     def _looks_now(self) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -202,7 +206,7 @@ class CoordLM(lightning.LightningModule):
             self._val_sums[name] = self._val_sums[name] + total
         for group, count in counts.items():
             self._val_counts[group] += count
-        _add(self._val_logs, loss.logs)
+        add_logs(self._val_logs, loss.logs)
         self.val_metric.update(self.predict_batch(batch, once=True)[self.readout])
 
     def on_validation_epoch_end(self) -> None:
@@ -290,9 +294,3 @@ class CoordLM(lightning.LightningModule):
 def _named(found: Mapping[str, float], prefix: str) -> dict[str, float]:
     """Undefined values (no slot of that kind was seen) are left out."""
     return {f"{prefix}coord_probe/{name}": value for name, value in found.items() if not math.isnan(value)}
-
-
-def _add(to: dict[str, tuple[Tensor, int]], logs: Mapping[str, tuple[Tensor, int]]) -> None:
-    for name, (total, count) in logs.items():
-        before, number = to.get(name, (torch.zeros((), device=total.device), 0))
-        to[name] = (before + total.detach(), number + count)
