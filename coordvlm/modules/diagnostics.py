@@ -90,3 +90,10 @@ def probe_parameter(backbone: Backbone) -> nn.Parameter:
 def can_probe_gradients(backbone: Backbone) -> bool:
     """Not where weights are shared out over processes: a term's gradient would need a collective per layer."""
     return not units(backbone) and probe_parameter(backbone).requires_grad
+
+
+def add_logs(to: dict[str, tuple[Tensor, int]], logs: Mapping[str, tuple[Tensor, int]]) -> None:
+    """Add (sum, count) by name, in place."""
+    for name, (total, count) in logs.items():
+        before, number = to.get(name, (torch.zeros((), device=total.device), 0))
+        to[name] = (before + total.detach(), number + count)
