@@ -191,7 +191,7 @@ def _first_batch(cfg: DictConfig, experiment: Experiment, run_dir: Path, record:
     """The first training batch, asserted and kept as a page; made in this process, so that its errors need no worker."""
     from rich.console import Console
 
-    from coordvlm.callbacks import batch_inspector, finish
+    from coordvlm.callbacks import finish
     from coordvlm.reports.inspect_page import render_batch_text
 
     images = finish.SplitImages(experiment.source.split("train"), cfg.model.max_source_pixels)
@@ -211,10 +211,7 @@ def _first_batch(cfg: DictConfig, experiment: Experiment, run_dir: Path, record:
     if not record.writes:
         return batch
     with record.time("first_batch"):
-        pages, checks = batch_inspector.inspect_batch(
-            run_dir / "first_batch.html", batch, samples, model.target, model.vocab, model.contract, images.frame,
-            parser=experiment.module.parser,
-        )
+        pages, checks = experiment.inspect(run_dir / "first_batch.html", batch, samples, images.frame)
     if cfg.inspect:
         render_batch_text(pages, Console(), checks=checks)
         print(f"page: {run_dir / 'first_batch.html'}")

@@ -62,7 +62,7 @@ def test_a_token_budget_fits_the_longest_training_answers(tmp_path: Path) -> Non
     split = mine.source.split("train")
     longest = max(len(mine.model.target.build(split.sample(i, 0), epoch=0).ids) for i in range(50))
     assert longest < mine.decode["max_new_tokens"] <= 3 * longest
-    assert mine.module.decoder.max_new_tokens == mine.decode["max_new_tokens"]
+    assert mine.module.answerer.decoder.max_new_tokens == mine.decode["max_new_tokens"]
 
 
 def test_too_many_objects_and_overfitting_change_the_source(tmp_path: Path) -> None:

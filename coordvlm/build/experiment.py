@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,24 +13,29 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
+from coordvlm.build.counting import FindSample, build_counter, count_settings, point_readouts, require_counting
 from coordvlm.build.decoding import build_answerer, decode_settings
 from coordvlm.build.model import Model, build_coords, build_model, task_of
-from coordvlm.contracts import GroundTruth, PhraseTruth
+from coordvlm.callbacks.batch_inspector import inspect_batch
+from coordvlm.callbacks.question_inspector import inspect_questions
+from coordvlm.contracts import Batch, GroundTruth, PhraseTruth, PointTruth, Sample
 from coordvlm.data.curriculum import Curriculum
 from coordvlm.data.datamodule import CoordDataModule
 from coordvlm.data.filtered import limit_objects
 from coordvlm.data.images import target_size
 from coordvlm.data.loader import first_samples
 from coordvlm.data.overfit import FirstBatch
-from coordvlm.data.source import DataSource
+from coordvlm.data.source import DataSource, Split
 from coordvlm.losses.weighted_sum import WeightedSum
 from coordvlm.metrics.detection import DetectionMetric
 from coordvlm.metrics.protocol import protocol_hash
 from coordvlm.models.heads import HEAD_OUTPUTS
-from coordvlm.modules.answerer import HEAD
+from coordvlm.modules.answerer import HEAD, Answerer
 from coordvlm.modules.coord_lm import CoordLM
+from coordvlm.modules.counter import Counter
 from coordvlm.modules.diagnostics import Diagnostics
 from coordvlm.modules.optim import OptimSettings
+from coordvlm.reports.inspect_page import BatchPage, Check
 from coordvlm.sequence.parse import READOUTS
 from coordvlm.utils.errors import ConfigError
 
@@ -60,7 +67,7 @@ class Experiment:
     @property
     def title(self) -> str:
         """Of a table of results."""
-        things = "phrases" if isinstance(self.truth, PhraseTruth) else "images"
+        things = {PhraseTruth: "phrases", PointTruth: "counts"}.get(type(self.truth), "images")
         return f"{len(self.truth.image_ids)} {self.split} {things}"
 
     @cached_property
@@ -78,6 +85,21 @@ class Experiment:
         return {**values, "hash": protocol_hash(values)}
 
 
+    def inspect(
+        self, path: Path, batch: Batch, samples: Mapping[int | str, Sample], load_image: Any
+    ) -> tuple[list[BatchPage], list[Check]]:
+        """Check the first training batch against its samples and write its page.
+
+        Raises:
+            ContractError: an assertion failed; the page shows which.
+        """
+        answerer, model = self.module.answerer, self.model
+        if isinstance(answerer, Counter):
+            return inspect_questions(path, batch, samples, model.tokenizer, model.contract)
+        assert model.target is not None
+        return inspect_batch(path, batch, samples, model.target, model.vocab, model.contract, load_image, parser=answerer.parser)
+
+
 def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None = None) -> Experiment:
     """Everything but the trainer.
 
@@ -85,16 +107,19 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
         split: what the module's test metrics are for: ``test`` or ``val`` (all of it).
         budget: new tokens per image where ``decode.max_new_tokens`` is null; None measures them on the training answers.
     """
-    decode = decode_settings(cfg)
+    task = task_of(cfg)
     losses: WeightedSum = instantiate(cfg.loss)
-    readouts: tuple[str, ...] = READOUTS
-    if not build_coords(cfg).num_bins:  # what is written is what is read
+    require_counting(losses, task=task, loss=str(OmegaConf.select(cfg, "loss_name", default="")) or "this recipe")
+    decode = count_settings(cfg, losses) if task == "count" else decode_settings(cfg)
+    readouts: tuple[str, ...] = point_readouts(losses.needs) if task == "count" else READOUTS
+    if task != "count" and not build_coords(cfg).num_bins:  # what is written is what is read
         losses, readouts = losses.without_slots(format=cfg.sequence.format), (cfg.decode.readout,)
-    if task_of(cfg) == "ground" and losses.needs & HEAD_OUTPUTS.keys():
+    if task == "ground" and losses.needs & HEAD_OUTPUTS.keys():
         readouts = (*readouts, HEAD)
     source: DataSource = instantiate(cfg.data.source)  # a wrong path is found before gigabytes of weights are fetched or read
     model = build_model(cfg)
-    source = limit_objects(source, max_objects=cfg.sequence.max_objects, on_too_many=cfg.sequence.on_too_many)
+    if task != "count":
+        source = limit_objects(source, max_objects=cfg.sequence.max_objects, on_too_many=cfg.sequence.on_too_many)
     plain = source  # to measure answers, no image needs to be opened
     if (augment := OmegaConf.select(cfg, "augment")) is not None:  # runs from before there were transforms have no such key
         source = instantiate(augment).wrap(source)
@@ -120,7 +145,7 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     module = CoordLM(
         backbone=model.backbone,
         losses=losses,
-        answerer=build_answerer(cfg, model, decode),
+        answerer=_answerer(cfg, model, decode, plain.split(split)),
         val_metric=_metric(cfg, num_replicates=0),
         test_metrics={
             name: _metric(cfg) if name == decode["readout"] else _metric(cfg, num_replicates=0)
@@ -128,7 +153,7 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
         },
         optim=settings,
         readout=decode["readout"],
-        diagnostics=Diagnostics(model.grid, every_n_steps=cfg.callbacks.probe.every_n_steps),
+        diagnostics=None if task == "count" else Diagnostics(model.grid, every_n_steps=cfg.callbacks.probe.every_n_steps),
     )
     batch = cfg.data.eval_batch_size
     val_ids = first_batches(data.val_ids(), cfg.trainer.limit_val_batches, batch)
@@ -136,17 +161,24 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     if not len(ids):
         raise ConfigError(f"trainer.limit_test_batches={cfg.trainer.limit_test_batches} leaves no image to evaluate")
     truth, val_truth = source.truth(split).subset(ids.tolist()), source.truth("val").subset(val_ids.tolist())
-    _require_task(task_of(cfg), truth)
+    _require_task(task, truth)
     module.val_metric.set_truth(val_truth)  # type: ignore[operator]
     for metric in module.test_metrics.values():
         metric.set_truth(truth)  # type: ignore[operator]
     return Experiment(cfg, model, source, data, losses, module, decode, source.split(split).name, truth, val_truth)
 
 
+def _answerer(cfg: DictConfig, model: Model, decode: dict[str, Any], scored: Split) -> Answerer | Counter:
+    """What turns prompts into predictions. scored: the split that is counted; other tasks need only its prompts."""
+    if task_of(cfg) == "count":
+        return build_counter(model, decode, find=FindSample(scored))
+    return build_answerer(cfg, model, decode)
+
+
 def _require_task(task: str, truth: GroundTruth) -> None:
-    found = "ground" if isinstance(truth, PhraseTruth) else "detect"
+    found = "ground" if isinstance(truth, PhraseTruth) else "count" if isinstance(truth, PointTruth) else "detect"
     if task != found:
-        words = {"ground": "phrases", "detect": "boxes without phrases"}
+        words = {"ground": "phrases", "detect": "boxes without phrases", "count": "points to be counted"}
         raise ConfigError(f"the data have {words[found]}, so they are for task={found}, not task={task}")
 
 
@@ -168,5 +200,6 @@ def token_budget(model: Model, source: DataSource) -> int:
     picked = np.unique(np.linspace(0, len(split) - 1, min(len(split), _BUDGET_SAMPLES)).astype(int))
     samples = [split.sample(int(i), 0) for i in picked]
     resize = model.contract.resize
+    assert model.target is not None, "a format that writes nothing needs no budget"
     longest = max(len(model.target.build(s, epoch=0, model_size=target_size(resize, s.width, s.height)).ids) for s in samples)
     return int(longest * 1.5) + 8

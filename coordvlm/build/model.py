@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
@@ -29,7 +29,10 @@ from coordvlm.sequence.target import ObjectsTarget, Target
 from coordvlm.utils.devices import settle
 from coordvlm.utils.errors import ConfigError
 
-TASKS = ("detect", "ground")
+if TYPE_CHECKING:
+    from coordvlm.sequence.count_encoder import CountEncoder
+
+TASKS = ("detect", "ground", "count")
 
 
 @dataclass
@@ -41,8 +44,8 @@ class Model:
     vocab: CoordVocab
     grid: Grid | Digits
     contract: Contract
-    encoder: SequenceEncoder
-    target: Target
+    encoder: SequenceEncoder | CountEncoder
+    target: Target | None  # None in task=count, which writes nothing
     loaded: LoadedModel
 
 
@@ -77,6 +80,7 @@ def build_model(cfg: DictConfig) -> Model:
         coord_token=seq.coord_token or "",
         end_token=END_OF_TURN,
         resize=resize,
+        details=_plain(OmegaConf.select(seq, "details")),
     )
     digits = [loaded.tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)]
     rows = CoordRows(
@@ -98,30 +102,36 @@ def build_model(cfg: DictConfig) -> Model:
         image_std=loaded.image_std,
         freeze=list(cfg.model.freeze),
         checkpoint_every=checkpointing if isinstance(checkpointing, int) else 0,  # auto: settled with the first batch
-        heads=build_heads(_needs(cfg), table.shape[1], seed=cfg.seed),
+        heads=build_heads(_needs(cfg), table.shape[1], seed=cfg.seed, **_plain(OmegaConf.select(cfg, "heads"))),
     )
     if adapter is not None:
         add_adapter(backbone, adapter, source=loaded.source, seed=cfg.seed, matrices=loaded.matrices)
+    encoder, target = _sequence(cfg, loaded.tokenizer, vocab, grid, resize)
+    return Model(backbone, loaded.tokenizer, vocab, grid, contract, encoder, target, loaded)
+
+
+def _sequence(
+    cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, vocab: CoordVocab, grid: Grid | Digits, resize: ResizeRule
+) -> tuple[SequenceEncoder | CountEncoder, Target | None]:
+    """What turns samples into ids, and what writes the answer where there is one."""
+    seq, reader = cfg.sequence, ImageReader(resize, cfg.model.max_source_pixels)
+    if task_of(cfg) == "count":
+        counting: CountEncoder = instantiate(seq.encoder)(
+            tokenizer, vocab, grid, resize=resize, image_fn=reader, open_fn=reader.frame, max_length=cfg.model.max_length, seed=cfg.seed
+        )
+        return counting, None
     target: Target = instantiate(seq.target)(
-        loaded.tokenizer,
-        vocab,
-        grid,
-        order=seq.order,
-        max_objects=seq.max_objects,
-        on_too_many=seq.on_too_many,
-        seed=cfg.seed,
+        tokenizer, vocab, grid, order=seq.order, max_objects=seq.max_objects, on_too_many=seq.on_too_many, seed=cfg.seed
     )
     if target.format != seq.format:
         raise ConfigError(f"sequence.format={seq.format!r} does not fit its target, which writes {target.format!r}; choose with sequence=")
-    encoder = SequenceEncoder(
-        _prompt(cfg, loaded.tokenizer, vocab.image_id),
-        target,
-        vocab,
-        resize=resize,
-        image_fn=ImageReader(resize, cfg.model.max_source_pixels),
-        max_length=cfg.model.max_length,
-    )
-    return Model(backbone, loaded.tokenizer, vocab, grid, contract, encoder, target, loaded)
+    prompt = _prompt(cfg, tokenizer, vocab.image_id)
+    return SequenceEncoder(prompt, target, vocab, resize=resize, image_fn=reader, max_length=cfg.model.max_length), target
+
+
+def _plain(node: DictConfig | None) -> dict[str, Any]:
+    """A mapping as plain values; nothing where it is missing."""
+    return {} if node is None else {str(key): value for key, value in OmegaConf.to_container(node, resolve=True).items()}  # type: ignore[union-attr]
 
 
 def _load(cfg: DictConfig, adapter: Lora | None) -> LoadedModel:
@@ -147,7 +157,7 @@ def _prompt(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, image_id: int) 
 
 
 def task_of(cfg: DictConfig) -> str:
-    """``detect`` or ``ground``; runs from before there was a choice have detected."""
+    """``detect``, ``ground`` or ``count``; runs from before there was a choice have detected."""
     task = OmegaConf.select(cfg, "task", default="detect")
     if task not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
@@ -166,7 +176,7 @@ def build_coords(cfg: DictConfig) -> Grid | Digits:
 def build_grammar(model: Model) -> ObjectsGrammar:
     """The grammar over the head's columns."""
     if not isinstance(model.target, ObjectsTarget):
-        raise ConfigError(f"decode.grammar=true needs sequence=objects; there is no grammar of {model.target.format}")
+        raise ConfigError(f"decode.grammar=true needs sequence=objects; there is no grammar of {model.contract.format}")
     rows, vocab, tokenizer = model.backbone.rows, model.vocab, model.tokenizer
 
     def column(token_id: int) -> int:

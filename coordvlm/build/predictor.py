@@ -130,6 +130,7 @@ class Predictor:
         size = (1000, 1000)
         boxes = [(0.123 * size[0], 0.123 * size[1], 0.987 * size[0], 0.987 * size[1])] * (1 if self.task == "ground" else max_objects)
         sample = Sample(0, Path(), *size, tuple(Object(_WORDS, box) for box in boxes), phrase="it" if self.task == "ground" else None)
+        assert self.model.target is not None, "counting writes nothing"
         built = self.model.target.build(sample, epoch=0, model_size=target_size(self.model.contract.resize, *size))
         return int(len(built.ids) * 1.5) + 8
 

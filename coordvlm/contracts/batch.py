@@ -29,7 +29,7 @@ class Question:
     All points are normalised to [0, 1] of the frame that the image was made from (after augmentation).
 
     Args:
-        category: what is counted. num: N, how many there are. marked: k, how many of them count as marked.
+        category: what is counted. num: N, how many there are; k where that is not known. marked: k, how many of them count as marked.
         target: float32[2] of the next object; None: all are marked, or nothing is known (a step of the inference loop).
         unmarked: float32[N - k, 2], all objects that are not marked yet, the target included; empty where nothing is known.
         done: whether all are marked; None: nothing is known.
@@ -133,7 +133,8 @@ class Batch:
             and half size of the image's cell behind each token in [-1, 1] across the image. All empty in other tasks.
         token_hit: float32[Nv], 1 where an unmarked object of the category lies in the cell. token_offset: float32[Nv, 2], from centre to
             object in half cells, so within [-1, 1]; of the target, or the first in order, where there are several; 0 without.
-        token_next: bool[Nv], the target lies in the cell: one token of each sample of ``ask_has_xy``.
+        token_next: bool[Nv], the target lies in the cell: one token of each sample of ``ask_has_xy``. Where any unmarked object is a right
+            answer (``sequence.target=nearest``): every token with one, so ``token_hit`` of those samples.
         questions: A questions as they were asked, for whoever reads the answers.
     """
 

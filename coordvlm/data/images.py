@@ -194,10 +194,22 @@ class ImageReader:
         Raises:
             DataError: see ``open_image`` and ``target_size``; names the file and ``where`` (the sample).
         """
-        named = f"{image} ({where})" if isinstance(image, Path) else where
-        frame = open_image(image, declared=(width, height), max_pixels=self.max_pixels, where=named)
+        frame = self.frame(image, width, height, where)
+        named = _named(image, where)
         try:
             target = target_size(self.rule, *frame.size)
         except DataError as error:
             raise DataError(error.rule, where=named, value=error.value) from error
         return resize_and_patchify(frame, target, self.rule.patch, self.rule.merge)
+
+    def frame(self, image: Path | Image.Image, width: int, height: int, where: object) -> Image.Image:
+        """The displayed image, RGB, whose declared size is (width, height).
+
+        Raises:
+            DataError: see ``open_image``; names the file and ``where``.
+        """
+        return open_image(image, declared=(width, height), max_pixels=self.max_pixels, where=_named(image, where))
+
+
+def _named(image: Path | Image.Image, where: object) -> object:
+    return f"{image} ({where})" if isinstance(image, Path) else where

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from coordvlm.contracts import Batch, Parser, Prediction
 from coordvlm.models.decode import Decoder
@@ -134,7 +134,7 @@ def prompts_of(batch: Batch, rows: Sequence[int]) -> Batch:
     new_row = mine.cumsum(0) - 1
     of_token = mine[token_row]
     empty = torch.zeros(0, dtype=torch.long, device=device)
-    nothing: dict[str, Tensor] = {name: empty.to(getattr(batch, name).dtype) for name in _SUPERVISED}
+    nothing: dict[str, Any] = {name: empty.to(getattr(batch, name).dtype) for name in _SUPERVISED}
     return replace(
         batch,
         **nothing,

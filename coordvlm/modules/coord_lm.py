@@ -1,4 +1,4 @@
-"""Coordinates as tokens: the LightningModule of detection with a language-model head."""
+"""The LightningModule of detection, grounding and counting: a backbone, a recipe, and what asks it for answers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from coordvlm.losses.weighted_sum import LossOutput, WeightedSum
 from coordvlm.models.backbone import NEEDS, Backbone
 from coordvlm.models.sharding import average_replicated, clip_gradients, gather_weights, release_weights, replicated, shard, units, whole
 from coordvlm.modules.answerer import Answerer
+from coordvlm.modules.counter import Counter
 from coordvlm.modules.diagnostics import Diagnostics, GradientProbe, add_logs, can_probe_gradients
 from coordvlm.modules.finite_guard import FiniteGuard
 from coordvlm.modules.optim import OptimSettings, build_optimizer
@@ -25,7 +26,8 @@ from coordvlm.utils import collectives
 #: Metrics of decoded validation images that are logged, where the task has them; callbacks.checkpoint.monitor names one.
 _LOGGED = (
     "AP", "acc_50", "AP50", "AP_score1", "F1_50", "acc_75", "iou_mean_all", "detection_rate", "reject_f1", "parse_rate", "duplicate_rate",
-    "px_median",
+    "px_median", "px384_median", "pck384_5", "n5_pck384_5", "on_unmarked", "done_acc", "done_acc_end", "done_acc_last", "done_acc_early",
+    "count_mae", "loss_x", "loss_y",
 )
 
 
@@ -44,7 +46,7 @@ class CoordLM(lightning.LightningModule):
         *,
         backbone: Backbone,
         losses: WeightedSum,
-        answerer: Answerer,
+        answerer: Answerer | Counter,
         val_metric: Metric,
         test_metrics: Mapping[str, Metric],
         optim: OptimSettings,
@@ -54,7 +56,7 @@ class CoordLM(lightning.LightningModule):
         super().__init__()
         losses.require(NEEDS, who="the token model")
         self.backbone, self.losses = backbone, losses
-        self.answerer, self.decoder, self.parser = answerer, answerer.decoder, answerer.parser
+        self.answerer = answerer
         self.optim, self.readout = optim, readout
         self.val_metric, self.test_metrics = val_metric, dict(test_metrics)
         self.diagnostics = diagnostics

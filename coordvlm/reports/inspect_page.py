@@ -77,6 +77,7 @@ class BatchPage:
         true_boxes: annotated (description, xyxy source px), straight from the sample and not through the collator.
         notes: anything else worth a line (objects left out, model size of the image).
         read_boxes: of a format without bins, (description, xyxy source px) as the parser reads them in the answer; else None.
+        origin: what the read boxes are, where no answer is written (counting: squares around points); else "".
     """
 
     sample_id: int | str
@@ -88,6 +89,7 @@ class BatchPage:
     true_boxes: Sequence[tuple[str, tuple[float, float, float, float]]] = ()
     notes: Sequence[str] = ()
     read_boxes: Sequence[tuple[str, tuple[float, float, float, float]]] | None = None
+    origin: str = ""
 
     def decoded_boxes(self) -> list[tuple[str, tuple[float, float, float, float]]]:
         """Boxes made of the decoded slots, an object without all four axes is left out; ``read_boxes`` in a format without bins."""
@@ -165,7 +167,7 @@ def _sample(index: int, item: BatchPage) -> Markup:
     truth = [Box(box, desc) for desc, box in item.true_boxes]
     decoded = [Box(box) for _, box in item.decoded_boxes()]
     view = page.picture(draw_overlay(item.image, truth, decoded, size=item.size), f"sample {item.sample_id}")
-    origin = "decoded from bins" if item.read_boxes is None else "read from the answer's digits"
+    origin = item.origin or ("decoded from bins" if item.read_boxes is None else "read from the answer's digits")
     green, red = (tag("span", tag("i", class_=c), words) for c, words in (("green", "annotated"), ("red", origin)))
     keys = tag("div", green, red, class_="legend")
     worst = max((abs(s.error_px) for s in item.slots), default=math.nan)
@@ -173,6 +175,9 @@ def _sample(index: int, item: BatchPage) -> Markup:
     facts += [f"largest error {worst:.2f} px"] if math.isfinite(worst) else []
     supervised = sum(t.supervised for t in item.tokens)
     left = tag("figure", keys, view, tag("figcaption", " · ".join([*facts, *item.notes])))
+    if item.origin:  # nothing is written
+        asked = tag("div", tag("h3", "Prompt"), tag("pre", collapse(item.prompt_text)))
+        return section(f"sample-{index}", f"Sample {visible(item.sample_id)}", tag("div", left, asked, class_="sample"))
     right = tag(
         "div", tag("h3", "Prompt"), tag("pre", collapse(item.prompt_text)),
         tag("h3", f"Answer: {len(item.tokens)} tokens, {supervised} supervised"), _legend(),
@@ -222,6 +227,9 @@ def render_batch_text(pages: Sequence[BatchPage], console: Console, *, checks: S
     for item in pages:
         console.rule(Text(f"sample {visible(item.sample_id)} ({item.size[0]} x {item.size[1]} px)"))
         console.print(Text(visible(collapse(item.prompt_text)), "bright_black"))
+        if item.origin:
+            console.print(Text(visible(", ".join(item.notes))))
+            continue
         console.print(legend)
         answer = Text()
         for kind, text in _shown(item.tokens):

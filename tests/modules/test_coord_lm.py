@@ -274,8 +274,8 @@ def test_one_decode_serves_every_read_out_of_the_test() -> None:
     t = tiny()
     m, run = module(t), trainer()
     calls: list[int] = []
-    decode = m.decoder.decode
-    m.decoder.decode = lambda batch, **how: calls.append(len(batch)) or decode(batch, **how)  # type: ignore[method-assign, func-returns-value]
+    decode = m.answerer.decoder.decode
+    m.answerer.decoder.decode = lambda batch, **how: calls.append(len(batch)) or decode(batch, **how)  # type: ignore[method-assign, func-returns-value]
     run.test(m, Loader(batches(t, (3, 5))), verbose=False)
     assert calls == [3, 5]
     assert [p.sample_id for p in m.predictions] == list(range(8))

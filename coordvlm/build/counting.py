@@ -1,0 +1,85 @@
+"""Counting wired: the read-outs a recipe trains, and the counter that asks for points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from coordvlm.build.model import Model
+from coordvlm.contracts import Sample
+from coordvlm.coords.grid import Grid
+from coordvlm.data.source import Split
+from coordvlm.losses.weighted_sum import WeightedSum
+from coordvlm.models.point_readout import POINT_NEEDS
+from coordvlm.modules.counter import Counter, CountSettings
+from coordvlm.utils.errors import ConfigError
+
+#: Settings that other tasks have a say in and counting has not; they are part of every protocol.
+_FIXED = {"grammar": False, "score": "one", "max_new_tokens": 1}
+
+
+def point_readouts(needs: Collection[str]) -> tuple[str, ...]:
+    """The read-outs whose fields a recipe trains, the preferred one first."""
+    return tuple(name for name, reads in POINT_NEEDS.items() if reads <= set(needs))
+
+
+def require_counting(losses: WeightedSum, *, task: str, loss: str) -> None:
+    """Refuse a recipe of another task.
+
+    Raises:
+        ConfigError: a recipe without a point to count by, or a recipe of points in a task that has none.
+    """
+    points, done = point_readouts(losses.needs), "done_logit" in losses.needs
+    if task == "count" and not (points and done):
+        lacking = "a point" if done else "whether all is marked (done_bce)"
+        raise ConfigError(f"loss={loss} does not teach {lacking}, which task=count needs; choose loss=spatial, three_stage_heads, point_*")
+    asks = losses.needs & {"done_logit", "point_xy", "token_next", "token_hit", "token_offset"}
+    if task != "count" and asks:
+        raise ConfigError(f"loss={loss} reads {', '.join(sorted(asks))}, which only task=count has; its data are data=dots, points, fsc147")
+
+
+def count_settings(cfg: DictConfig, losses: WeightedSum) -> dict[str, Any]:
+    """``cfg.decode`` as plain values, its read-out settled; a part of the evaluation protocol.
+
+    Raises:
+        ConfigError: a read-out that the recipe does not train; a setting that counting has no use for.
+    """
+    settings = {str(key): value for key, value in OmegaConf.to_container(cfg.decode).items()}  # type: ignore[union-attr]
+    given = point_readouts(losses.needs)
+    if settings["readout"] == "auto":
+        settings["readout"] = given[0]
+    if settings["readout"] not in given:
+        raise ConfigError(f"decode.readout={settings['readout']} is not trained by this loss, which gives {', '.join(given)}")
+    for key, value in _FIXED.items():
+        if settings.get(key) != value:
+            raise ConfigError(f"decode.{key} has no meaning in task=count: leave it at {value!r}, got {settings.get(key)!r}")
+    return settings
+
+
+def build_counter(model: Model, settings: dict[str, Any], *, find: Callable[[int | str], Sample] | None) -> Counter:
+    """What asks for points.
+
+    Args:
+        settings: of ``count_settings``. find: sample id -> sample, of the split that is counted.
+    """
+    names = {f.name for f in fields(CountSettings)}
+    values = model.grid.bin_values() if isinstance(model.grid, Grid) else torch.empty(0)
+    chosen = CountSettings(**{key: value for key, value in settings.items() if key in names})
+    return Counter(model.backbone, model.encoder, chosen, bin_values=values, find=find)  # type: ignore[arg-type]
+
+
+class FindSample:
+    """Sample id -> sample of a split, in its first epoch."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+        self._at = {int(i): at for at, i in enumerate(np.asarray(split.ids).tolist())}
+
+    def __call__(self, sample_id: int | str) -> Sample:
+        """An id that the split does not have is a ``KeyError``."""
+        return self._split.sample(self._at[int(sample_id)], 0)
