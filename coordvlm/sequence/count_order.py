@@ -57,7 +57,7 @@ def _rows(points: NDArray[np.float64]) -> NDArray[np.int64]:
         if y > top and y - top >= height:
             row, top = row + 1, y
         rows.append(row)
-    return np.lexsort((points[:, 0], rows))
+    return np.lexsort((points[:, 0], np.asarray(rows)))
 
 
 def _rows50(points: NDArray[np.float64]) -> NDArray[np.int64]:

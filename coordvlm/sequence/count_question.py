@@ -37,7 +37,7 @@ class Steps:
     | mode | k |
     |---|---|
     | ``regression`` | uniform in 0 .. N - 1; 0 where N = 0. The done head learns nothing |
-    | ``classification`` | N for half of the questions, N - 1 for a quarter, uniform in 0 .. N - 2 for the rest; where N = 1 that rest is 0 too |
+    | ``classification`` | N for half of the questions, N - 1 for a quarter, uniform in 0 .. N - 2 for the rest, which is 0 where N = 1 |
     | ``mixed`` | ``classification`` for ``done_share`` of the questions, else ``regression`` |
 
     Args:
