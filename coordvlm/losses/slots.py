@@ -1,6 +1,6 @@
 """What a loss term reads: the model's output, the batch's labels and the decoded coordinates, side by side.
 
-Shapes: R text rows, N slots, M boxes, K bins, T tokens.
+Shapes: R text rows, N slots, M boxes, K bins, T tokens, A questions, Nv image tokens.
 """
 
 from __future__ import annotations
@@ -21,13 +21,26 @@ def _samples_of_rows(rows: Tensor, batch: Batch) -> Tensor:
     return torch.div(rows, batch.input_ids.shape[1], rounding_mode="floor")
 
 
-#: Kind of item -> (how many the batch holds, read off shapes; the sample each belongs to, long[items]).
+def _counted(name: str) -> Callable[[Batch], int]:
+    """Counts that depend on values: the collator took them on the CPU. A batch without questions has none."""
+    return lambda batch: batch.counts.get(name, 0)
+
+
+#: Kind of item -> (how many the batch holds, known without the device; the sample each belongs to, long[items]). Of questions and image
+#: tokens all are listed: those that do not count have a loss of 0.
 ITEMS: dict[str, tuple[Callable[[Batch], int], Callable[[Batch], Tensor]]] = {
     "text": (lambda b: b.text_row.shape[0], lambda b: _samples_of_rows(b.text_row, b)),
     "slot": (lambda b: b.slot_row.shape[0], lambda b: _samples_of_rows(b.slot_row, b)),
     "box": (lambda b: b.box_slot.shape[0], lambda b: b.box_sample),
     "query": (lambda b: b.query_row.shape[0], lambda b: b.query_sample),
+    "point": (_counted("point"), lambda b: b.ask_sample),
+    "done": (_counted("done"), lambda b: b.ask_sample),
+    "image_token": (lambda b: b.token_ask.shape[0], lambda b: b.ask_sample[b.token_ask]),
+    "hit": (_counted("hit"), lambda b: b.ask_sample[b.token_ask]),
 }
+#: Kinds of item of samples with an answer in words (detection, grounding), and of samples that ask for a point (counting).
+ANSWER_ITEMS = ("text", "slot", "box", "query")
+QUESTION_ITEMS = ("slot", "point", "done", "image_token", "hit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +86,26 @@ class Slots:
         return self._given(f"box_head_{at}")
 
     @property
+    def point_xy(self) -> Tensor:
+        return self._given("point_xy")
+
+    @property
+    def done_logit(self) -> Tensor:
+        return self._given("done_logit")
+
+    @property
+    def token_next(self) -> Tensor:
+        return self._given("token_next")
+
+    @property
+    def token_hit(self) -> Tensor:
+        return self._given("token_hit")
+
+    @property
+    def token_offset(self) -> Tensor:
+        return self._given("token_offset")
+
+    @property
     def slot_bin(self) -> Tensor:
         """long[N] target bins."""
         return self.batch.slot_bin
@@ -99,6 +132,10 @@ class Slots:
     def true_boxes(self) -> Tensor:
         """float[M, 4] unquantised target boxes in the precision of ``boxes``, normalised xyxy."""
         return self.slot_value[self.batch.box_slot].to(self.coords.dtype)
+
+    def number_of(self, items: str) -> int:
+        """How many of a kind of item the batch holds."""
+        return ITEMS[items][0](self.batch)
 
     def sample_of(self, items: str) -> Tensor:
         """long[items], which sample of the batch each item belongs to."""

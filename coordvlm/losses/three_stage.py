@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from coordvlm.contracts.batch import Batch
 from coordvlm.contracts.output import TermOutput
 from coordvlm.coords.readout import upcast
 from coordvlm.losses.slots import Slots
@@ -86,6 +87,7 @@ class ThreeStage(LossTerm):
     needs: ClassVar[frozenset[str]] = frozenset({"slot_logits"})
     items: ClassVar[str] = "box"
     decodes: ClassVar[bool] = True
+    who: ClassVar[str] = "three_stage"
 
     def __init__(
         self,
@@ -100,32 +102,40 @@ class ThreeStage(LossTerm):
         m: float,
     ) -> None:
         super().__init__()
-        who = "three_stage"
+        who = self.who
         self.unit, self.norm = one_of(who, "unit", unit, UNITS), one_of(who, "norm", norm, NORMS)
         self.form = one_of(who, "form", form, FORMS)
         self.t1, self.t2 = self._threshold("t1", t1), self._threshold("t2", t2)
         if self.t1 >= self.t2:
-            raise ConfigError(f"loss term three_stage: t1 must lie below t2, got {self.t1:g} and {self.t2:g} (unit {unit})")
+            raise ConfigError(f"loss term {who}: t1 must lie below t2, got {self.t1:g} and {self.t2:g} (unit {unit})")
         self.a, self.b, self.m = (positive(who, name, value) for name, value in (("a", a), ("b", b), ("m", m)))
 
     def _threshold(self, name: str, value: float | Mapping[str, float]) -> float:
         if isinstance(value, Mapping):
             if self.unit not in value:
-                raise ConfigError(f"loss term three_stage: {name} has no value for unit {self.unit}, only for {', '.join(value)}")
+                raise ConfigError(f"loss term {self.who}: {name} has no value for unit {self.unit}, only for {', '.join(value)}")
             value = value[self.unit]
-        return positive("three_stage", name, value)
+        return positive(self.who, name, value)
 
     def extra_repr(self) -> str:
         return f"{self.form}, {self.norm}, t1={self.t1:g} {self.unit}, t2={self.t2:g} {self.unit}, a={self.a:g}, b={self.b:g}, m={self.m:g}"
 
-    def forward(self, slots: Slots) -> TermOutput:
-        pred_M22, true_M22 = slots.boxes.view(-1, 2, 2), slots.true_boxes.view(-1, 2, 2)
+    def curve(self, pred_P2: Tensor, true_P2: Tensor, batch: Batch, sample_P: Tensor) -> Tensor:
+        """float[P, ...], the loss of points.
+
+        Args:
+            pred_P2, true_P2: float[P, ..., 2] in [0, 1] of the image. sample_P: long[P], the sample of the batch each belongs to.
+        """
         side: float | Tensor = 2.0 if self.unit == "norm" else 384.0
         if self.unit == "px":
-            sizes_B2 = torch.tensor(slots.batch.sizes, dtype=pred_M22.dtype).to(pred_M22.device, non_blocking=True)
-            side = sizes_B2[slots.batch.box_sample][:, None]
+            sizes_B2 = torch.tensor(batch.sizes, dtype=pred_P2.dtype).to(pred_P2.device, non_blocking=True)
+            side = sizes_B2[sample_P].view(-1, *[1] * (pred_P2.ndim - 2), 2)
         one = UNITS[self.unit]
-        d_M2 = point_distance(pred_M22, true_M22, side=side, norm=self.norm) / one
-        curve_M2 = three_stage(d_M2, t1=self.t1 / one, t2=self.t2 / one, a=self.a, b=self.b, m=self.m, form=self.form)
+        d = point_distance(pred_P2, true_P2, side=side, norm=self.norm) / one
+        return three_stage(d, t1=self.t1 / one, t2=self.t2 / one, a=self.a, b=self.b, m=self.m, form=self.form)
+
+    def forward(self, slots: Slots) -> TermOutput:
+        pred_M22, true_M22 = slots.boxes.view(-1, 2, 2), slots.true_boxes.view(-1, 2, 2)
+        curve_M2 = self.curve(pred_M22, true_M22, slots.batch, slots.batch.box_sample)
         px384_M2 = point_distance(pred_M22.detach(), true_M22, side=384.0, norm="l2")
         return self.summed(curve_M2.mean(-1), slots, {"corner_px384": (px384_M2.sum(), px384_M2.numel())})

@@ -24,8 +24,12 @@ from coordvlm.losses.term import LossTerm
 from coordvlm.utils.errors import ConfigError
 
 AVERAGES = ("token", "group")
-#: The phase-1 name of the part of the loss that a kind of item makes up.
-PHASE1_PART = {"text": "text_loss", "slot": "coord_ce_loss", "box": "coord_loss", "query": "coord_loss"}
+#: The phase-1 name of the part of the loss that a kind of item makes up; ``done_loss`` is counting's.
+PHASE1_PART = {
+    "text": "text_loss", "slot": "coord_ce_loss", "box": "coord_loss", "query": "coord_loss", "point": "coord_loss", "image_token": "coord_loss",
+    "hit": "coord_loss", "done": "done_loss",
+}
+_ALWAYS_LOGGED = ("total_loss", "text_loss", "coord_ce_loss", "coord_loss")
 _OUTPUT_FIELDS = frozenset(f.name for f in fields(ModelOutput))
 
 
@@ -136,6 +140,12 @@ class WeightedSum(nn.Module):
             if missing := sorted(set(term.needs) - set(available)):
                 raise ConfigError(f"loss term {name!r} needs {missing}, which {who} does not give; it gives {sorted(available)}")
 
+    def require_items(self, available: Collection[str], *, who: str) -> None:
+        """Refuse a recipe with a term or monitor on items that ``who`` (a task, for the message) never has: it would be 0 without a word."""
+        for name, term in self._parts():
+            if term.items not in available:
+                raise ConfigError(f"loss term {name!r} is a mean over {term.items!r} items, of which {who} has none; it has {', '.join(available)}")
+
     def without_slots(self, *, format: str) -> WeightedSum:
         """This recipe for a sequence ``format`` that writes coordinates as ordinary text, where no coordinate token exists.
 
@@ -223,15 +233,15 @@ class WeightedSum(nn.Module):
         Returns:
             ``{prefix}term/<name>`` unweighted; and, weighted so that the parts add up to the total, the phase-1 names
             ``{prefix}total_loss``, ``text_loss``, ``coord_ce_loss`` (all terms on slots, so the gate of ``coordexp`` too)
-            and ``coord_loss`` (boxes). A part without terms is 0.
+            and ``coord_loss`` (boxes, points). A part without terms is 0. With terms on done, ``done_loss``.
         """
         weighted = {name: value * self.weights[name] for name, value in terms.items()}
         zero = torch.zeros_like(next(iter(weighted.values())))
-        parts = dict.fromkeys(("total_loss", *PHASE1_PART.values()), zero)
+        parts = dict.fromkeys(_ALWAYS_LOGGED, zero)
         for name, value in weighted.items():
             part = PHASE1_PART.get(self._term(name).items)
             for key in ("total_loss", part) if part else ("total_loss",):
-                parts[key] = parts[key] + value
+                parts[key] = parts.get(key, zero) + value
         return {f"{prefix}{k}": v for k, v in parts.items()} | {f"{prefix}term/{k}": v for k, v in terms.items()}
 
     def means(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
