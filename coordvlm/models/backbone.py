@@ -25,7 +25,7 @@ from coordvlm.models.adapters import Adapter, merged_state
 from coordvlm.models.checkpointing import set_checkpointing, suspended
 from coordvlm.models.coord_rows import CoordRows
 from coordvlm.models.head import full_logits, lse_and_target
-from coordvlm.models.heads import HEAD_OUTPUTS
+from coordvlm.models.heads import HEAD_OUTPUTS, read_heads
 from coordvlm.models.loading import FAMILIES
 from coordvlm.models.vision import PixelNorm, specialise_for_stills
 from coordvlm.utils.errors import ConfigError
@@ -211,21 +211,8 @@ class Backbone(nn.Module):
             values = {"text_nll": (lse - z_target)[:num_text], "text_lse": lse[:num_text], "text_coord_lse": coord[:num_text]}
             values |= {"text_correct": best[:num_text], "slot_lse": lse[num_text:], "slot_correct": best[num_text:]}
             out.update({name: values[name] for name in text | slots})
-        for name in sorted(HEAD_OUTPUTS.keys() & set(needs)):
-            out[name] = self._head(name)(flat_hidden[self._query_rows(name, batch)])  # also of no rows: every rank uses every head
+        out |= read_heads(self.heads, flat_hidden, batch, needs)
         return ModelOutput(**out)
-
-    def _head(self, output: str) -> nn.Module:
-        if HEAD_OUTPUTS[output] not in self.heads:
-            raise ValueError(f"{output} needs the head {HEAD_OUTPUTS[output]!r}, and this model has been built with {list(self.heads)}")
-        return self.heads[HEAD_OUTPUTS[output]]
-
-    @staticmethod
-    def _query_rows(output: str, batch: Batch) -> Tensor:
-        """long[Q]: flat positions of the states that a head reads."""
-        if output.endswith("_end"):
-            return batch.query_row
-        return batch.query_sample * batch.input_ids.shape[1] + batch.prompt_lengths[batch.query_sample] - 1
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """float32[R, num_columns] for a few rows; dead columns are -inf. Columns become ids through ``rows.token_ids``."""
