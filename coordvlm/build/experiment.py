@@ -37,6 +37,7 @@ from coordvlm.modules.diagnostics import Diagnostics
 from coordvlm.modules.optim import OptimSettings
 from coordvlm.reports.inspect_page import BatchPage, Check
 from coordvlm.sequence.parse import READOUTS
+from coordvlm.sequence.prompt import PromptBuilder
 from coordvlm.utils.errors import ConfigError
 
 #: Training answers that the token budget of decoding is measured on.
@@ -84,6 +85,13 @@ class Experiment:
         }
         return {**values, "hash": protocol_hash(values)}
 
+
+    def prompt_of(self, sample: Sample) -> str:
+        """The user's text, as a sample of the scored split is first asked."""
+        prompt = self.model.encoder.prompt
+        if isinstance(prompt, PromptBuilder):
+            return prompt.prompt_text(sample.class_list, sample.phrase)
+        return prompt.prompt_text(str(sample.category))
 
     def inspect(
         self, path: Path, batch: Batch, samples: Mapping[int | str, Sample], load_image: Any

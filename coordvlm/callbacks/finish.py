@@ -17,7 +17,7 @@ from coordvlm.callbacks.csv_log import read_curves
 from coordvlm.callbacks.evaluation_writer import readout_table, write_evaluation
 from coordvlm.callbacks.split_images import SplitImages as SplitImages
 from coordvlm.callbacks.tracker import close_trackers
-from coordvlm.contracts import Contract, Evaluation, GroundTruth, PhraseTruth
+from coordvlm.contracts import Contract, Evaluation, GroundTruth, PhraseTruth, Sample
 from coordvlm.reports.base_beside import BaseComparison, beside_table, comparison_to_json
 from coordvlm.reports.run_report import RunSummary, write_run_report
 from coordvlm.reports.summary import PhraseFindings
@@ -38,7 +38,7 @@ def evaluate_run(
     split: str,
     protocol: Mapping[str, Any],
     selected_on: str,
-    prompt_text: Any,
+    prompt_text: Callable[[Sample], str],
     record: RunRecord,
 ) -> Evaluation:
     """Decode a split with the weights that are loaded and write metrics, predictions and replicates."""
@@ -68,7 +68,7 @@ def evaluate_run(
             timing=timing,
             readouts=readout_table(module.readout_evaluations),
             seed=module.test_metrics[module.readout].seed,
-            prompt=lambda i: prompt_text(sample(i).class_list, sample(i).phrase),
+            prompt=lambda i: prompt_text(sample(i)),
             sha1=images.sha1,
         )
     record.update(evaluation=timing)
@@ -164,7 +164,7 @@ def score_and_report(
         "protocol": experiment.protocol,
         "record": record,
     }
-    evaluation = evaluate_run(run_dir, trainer=trainer, loader=loader, prompt_text=experiment.model.encoder.prompt.prompt_text, **scored)
+    evaluation = evaluate_run(run_dir, trainer=trainer, loader=loader, prompt_text=experiment.prompt_of, **scored)
     phrases = _look_into(run_dir, experiment, trainer, images, asked, controls, record)
     close_trackers(trainer, ok=True)  # a failure above has closed them already
     record.update(skipped_images=dict(experiment.data.unreadable()))
