@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from coordvlm.contracts import GroundTruth, Object, Sample
+from coordvlm.data.canvas import background, with_noise
 from coordvlm.data.class_list import ClassList
 from coordvlm.data.seeding import keyed_generator
 from coordvlm.data.source import SPLITS
@@ -34,7 +35,7 @@ _PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
 _LAYOUTS, _POSITIONS = 20, 16
 #: Free pixels between two boxes, so that neighbours of one colour stay two shapes.
 _GAP = 1
-_COLOUR_JITTER, _NOISE_MASK = 12, 15
+_COLOUR_JITTER = 12
 
 N = TypeVar("N", int, float)
 
@@ -112,16 +113,11 @@ def colour_values(colour: NDArray[np.int64], rng: np.random.Generator) -> NDArra
 
 
 def paint(size: int, layout: Layout, rng: np.random.Generator) -> Image.Image:
-    """RGB image: a greyish gradient, the shapes without anti-aliasing, noise of up to 15 grey levels over everything."""
-    base = rng.uniform(60, 185) + rng.uniform(-15, 15, 3)
-    slope = rng.uniform(-20, 20, (2, 3))
-    ramp = np.linspace(-1, 1, size, dtype=np.float32)[:, None]
-    rows, columns = (base + ramp * slope[0]).astype(np.float32), (ramp * slope[1]).astype(np.float32)
-    canvas = rows[:, None] + columns[None]
+    """RGB image: a background, the shapes without anti-aliasing, noise."""
+    canvas = background(size, rng)
     for kind, rgb, (x1, y1, x2, y2) in zip(layout.kind.tolist(), layout.rgb, layout.box.tolist(), strict=True):
         canvas[y1:y2, x1:x2][shape_mask(KINDS[kind], x2 - x1, y2 - y1)] = rgb
-    noise = (np.frombuffer(rng.bytes(canvas.size), dtype=np.uint8) & _NOISE_MASK).reshape(canvas.shape)
-    return Image.fromarray(canvas.astype(np.uint8) + noise, "RGB")
+    return with_noise(canvas, rng)
 
 
 class Shapes:
