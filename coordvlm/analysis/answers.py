@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coordvlm.contracts import GroundTruth, MatchedPairs, PhraseTruth
+from coordvlm.contracts import GroundTruth, MatchedPairs, PhraseTruth, PointTruth
 from coordvlm.contracts.prediction import KEPT
 from coordvlm.metrics.pixels import euclidean
+from coordvlm.metrics.point_outcomes import steps_of
 from coordvlm.metrics.records import line_to_prediction
 from coordvlm.reports.gallery import Scene, scenes
 from coordvlm.utils.errors import DataError
@@ -31,8 +32,8 @@ class Answers:
 
     Args:
         image_ids: int64[I], ascending. score: float64[I] in [0, 1], mean of the image's F1 at IoU 0.5 and of its boxes' matched IoU;
-            an image without true boxes scores its F1, 1 when nothing was predicted.
-        px_error: float64[2Q], Euclidean corner errors of matched boxes in source px.
+            an image without true boxes scores its F1, 1 when nothing was predicted. In counting ``CountScene.score``.
+        px_error: float64[2Q], Euclidean corner errors of matched boxes in source px; in counting those of single steps, on a side of 384.
     """
 
     image_ids: NDArray[np.int64]
@@ -66,12 +67,16 @@ def _line(text: bytes, where: str) -> dict[str, Any]:
     return line
 
 
-def condense(lines: Sequence[Line], *, where: object) -> Answers:
+def condense(lines: Sequence[Line], *, where: object, any_unmarked: bool = False) -> Answers:
     """Errors and scores of every image.
 
+    Args:
+        any_unmarked: as the counting metric has it.
     Raises:
         DataError: a line lacks a field, or its matches point nowhere.
     """
+    if lines and "counted" in lines[0]:
+        return _condense_counts(lines, where, any_unmarked)
     ids, scores, errors = [], [], []
     for line in lines:
         try:
@@ -92,12 +97,26 @@ def condense(lines: Sequence[Line], *, where: object) -> Answers:
     return Answers(np.asarray(ids, dtype=np.int64)[order], np.asarray(scores, dtype=np.float64)[order], error_px)
 
 
+def _condense_counts(lines: Sequence[Line], where: object, any_unmarked: bool) -> Answers:
+    try:
+        truth = _points_of(lines)
+        predictions = {int(line["id"]): line_to_prediction(line) for line in lines}
+        found = scenes(truth, list(predictions.values()), None, any_unmarked=any_unmarked)
+        steps = steps_of(truth, predictions, any_unmarked=any_unmarked)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(f"must hold asked steps, points and truth that fit: {error!r}", where=where) from error
+    score = np.asarray([s.rank[0] for s in found], dtype=np.float64)
+    return Answers(truth.image_ids, score, steps.error384[steps.has_target])
+
+
 def truth_of(lines: Iterable[Line]) -> GroundTruth:
     """The truth as the predictions carry it: boxes, names and sizes. Areas are the boxes' own, so it is not for COCO's numbers.
 
-    Lines of phrases give a ``PhraseTruth``.
+    Lines of phrases give a ``PhraseTruth``, lines of counting a ``PointTruth``.
     """
     lines = sorted(lines, key=lambda line: int(line["id"]))
+    if lines and "counted" in lines[0]:
+        return _points_of(lines)
     if lines and "phrase" in lines[0]:
         return _phrases_of(lines)
     names = tuple(sorted({t["category"] for line in lines for t in line["truth"]}))
@@ -126,8 +145,16 @@ def _phrases_of(lines: Sequence[Line]) -> PhraseTruth:
     )
 
 
-def scenes_of(lines: Sequence[Line]) -> dict[int, Scene]:
-    """The images of these lines as the gallery draws them."""
+def _points_of(lines: Sequence[Line]) -> PointTruth:
+    return PointTruth.of(
+        ids=[int(line["id"]) for line in lines], categories=[str(line["counted"]) for line in lines],
+        source_image=[int(line["source_image"]) for line in lines], image_wh=np.asarray([line["size"] for line in lines], dtype=np.float64),
+        points=[np.asarray([t["box"][:2] for t in line["truth"]], dtype=np.float64).reshape(-1, 2) for line in lines],
+    )
+
+
+def scenes_of(lines: Sequence[Line], *, any_unmarked: bool = False) -> dict[int, Scene]:
+    """The images of these lines as the gallery draws them. any_unmarked: as the counting metric has it."""
     truth = truth_of(lines)
     predictions = [line_to_prediction(line) for line in lines]
     found = [(int(line["id"]), m) for line in lines for m in line["matches"]]
@@ -137,7 +164,7 @@ def scenes_of(lines: Sequence[Line]) -> dict[int, Scene]:
         np.asarray([m["ann_id"] for _, m in found], dtype=np.int64), np.asarray([m["iou"] for _, m in found], dtype=np.float64),
         empty, empty,
     )
-    return {scene.image_id: scene for scene in scenes(truth, predictions, pairs)}
+    return {scene.image_id: scene for scene in scenes(truth, predictions, pairs, any_unmarked=any_unmarked)}
 
 
 def most_disputed(scores: Mapping[str, Sequence[Answers]], count: int) -> list[tuple[int, float, dict[str, float]]]:

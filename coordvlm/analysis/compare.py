@@ -13,11 +13,11 @@ import numpy as np
 
 from coordvlm.analysis import curves
 from coordvlm.analysis.answers import Answers, Line, condense, most_disputed, scenes_of, truth_of
-from coordvlm.analysis.groups import Group, contract_differences, find_group, group_runs
+from coordvlm.analysis.groups import Group, contract_differences, counted, find_group, group_runs
 from coordvlm.analysis.notes import notes
 from coordvlm.analysis.paired import Seeds, detectable, difference, holm, mean_interval
 from coordvlm.analysis.runs import LeftOut, Run
-from coordvlm.contracts import GroundTruth
+from coordvlm.contracts import GroundTruth, PointTruth
 from coordvlm.metrics.floor import Floor
 from coordvlm.reports.compare_data import Comparison, Disagreement, Estimate, GroupResult, PairResult, RunRow
 from coordvlm.reports.floor import floor_of
@@ -33,7 +33,7 @@ class Question:
     """What is asked of the runs.
 
     Args:
-        metric: what decides; None: AP, or Acc@0.5 of phrases. metrics: what else is compared, where the task has it.
+        metric: what decides; None: AP, Acc@0.5 of phrases, or pck384_5 of counting. metrics: what else is compared, where the task has it.
         verdict_metrics: those named in the verdicts.
         baseline: compare every group with this one only; None compares every pair.
         ignore: settings that make no group. coverage: of intervals. power: of the detectable difference.
@@ -81,22 +81,24 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut], question: Question
     steps = curves.snapshot_steps(inner, column, question.num_snapshots) if column and question.num_snapshots else []
     wanted = curves.levels(inner, column, question.level_shares) if column else []
     floors = _floors(groups, truth)
-    counts = members[0].counts
-    num_images = counts["images"] if "phrases" in counts else len(members[0].image_ids)  # what the replicates draw
+    first = members[0]
+    counts = first.counts
+    num_images = counts["images"] if "phrases" in counts or counted(first) else len(first.image_ids)  # what the replicates draw
     results = [
         _result(group, answers, floors[group.name], column, wanted, steps, num_images=num_images, coverage=question.coverage)
         for group in groups
     ]
     pairs, baseline = _pairs(groups, metrics, question, chosen, num_images)
-    first = members[0]
     exact = all(curves.logs_time(runs) for runs in inner)
     contracts = contract_differences(groups)
     return Comparison(
         metric=chosen, metrics=metrics, verdict_metrics=[m for m in question.verdict_metrics if m in metrics], groups=results,
         pairs=pairs, runs=[_row(run, group) for group in groups for run in group.runs],
         left_out=[(str(x.folder), x.reason) for x in rest], num_images=num_images,
-        coverage=question.coverage, power=question.power, baseline=baseline, readout=str(first.protocol.get("readout", "")),
-        protocol=first.protocol, protocol_hash=first.protocol_hash, contracts=contracts, curve=column, exact_time=exact,
+        coverage=question.coverage, power=question.power, baseline=baseline, readout=_readout(members),
+        protocol={k: v for k, v in first.protocol.items() if k != "readout" or not counted(first)},
+        protocol_hash=first.protocol_hash if len({run.protocol_hash for run in members}) == 1 else "", contracts=contracts, curve=column,
+        exact_time=exact,
         notes=notes(groups, absent=absent, contracts=contracts),
         disagreements=_disputed(groups, answers, read, question.num_pictures),
     )
@@ -130,7 +132,7 @@ def _answers(runs: Sequence[Run], read: ReadLines) -> tuple[GroundTruth | None, 
     for run in runs:
         try:
             lines = read(run)
-            found = condense(lines, where=run.predictions_file)
+            found = condense(lines, where=run.predictions_file, any_unmarked=_any_unmarked(run))
             if not np.array_equal(found.image_ids, np.sort(run.image_ids)):
                 rule = "must hold the images of the replicates, one line each"
                 raise DataError(rule, where=run.predictions_file, value=f"{len(found.image_ids)} lines for {len(run.image_ids)} images")
@@ -142,8 +144,20 @@ def _answers(runs: Sequence[Run], read: ReadLines) -> tuple[GroundTruth | None, 
     return truth, out, rest
 
 
+def _readout(runs: Sequence[Run]) -> str:
+    """The one read-out, or in counting every recipe's own."""
+    return ", ".join(dict.fromkeys(str(run.protocol.get("readout", "")) for run in runs))
+
+
+def _any_unmarked(run: Run) -> bool:
+    """Whether its counting was measured to the nearest unmarked object."""
+    return bool(run.config.get("metrics.any_unmarked", False))
+
+
 def _floors(groups: Sequence[Group], truth: GroundTruth) -> dict[str, Floor | None]:
-    """The localisation floor of each group; None where no checkpoint tells the contract. Equal contracts are measured once."""
+    """The localisation floor of each group; None for points and where no checkpoint tells the contract. Equal ones are measured once."""
+    if isinstance(truth, PointTruth):
+        return {group.name: None for group in groups}
     known: dict[str, Floor] = {}
     out: dict[str, Floor | None] = {}
     for group in groups:
@@ -192,11 +206,13 @@ def _readouts(runs: Sequence[Run]) -> dict[str, dict[str, Estimate]]:
 
 
 def _statuses(runs: Sequence[Run]) -> dict[str, int]:
-    """Counts of the parser over all seeds: records by status, answers by flag; a phrase stands where an image does."""
+    """Counts of the parser over all seeds: records by status, answers by flag; a phrase or a sample stands where an image does."""
     total: Counter[str] = Counter()
     for run in runs:
-        phrases = "phrases" in run.counts
-        counts = {k.replace("phrases", "images"): v for k, v in run.counts.items() if not (phrases and k.startswith("images"))}
+        unit = next((name for name in ("phrases", "samples") if name in run.counts), "images")
+        counts = {k.replace(unit, "images"): v for k, v in run.counts.items() if unit == "images" or not k.startswith("images")}
+        if unit == "samples":
+            counts["records"] = sum(v for k, v in counts.items() if k.startswith("status_"))
         total.update({k: v for k, v in counts.items() if k.startswith(("status_", "images", "records", "predictions", "truths"))})
     return dict(total)
 
@@ -273,7 +289,10 @@ def _disputed(groups: Sequence[Group], answers: Mapping[Path, Answers], read: Re
             shown[image, group.short] = run
             wanted.setdefault(run.folder, set()).add(image)
     by_folder = {run.folder: run for run in shown.values()}
-    drawn = {f: scenes_of([line for line in read(by_folder[f]) if int(line["id"]) in ids]) for f, ids in wanted.items()}
+    drawn = {
+        f: scenes_of([line for line in read(by_folder[f]) if int(line["id"]) in ids], any_unmarked=_any_unmarked(by_folder[f]))
+        for f, ids in wanted.items()
+    }
     return [
         Disagreement(
             image, gap, scores, {g.short: drawn[shown[image, g.short].folder][image] for g in groups},

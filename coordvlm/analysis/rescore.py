@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordvlm.analysis.runs import Run
-from coordvlm.contracts import GroundTruth, PhraseTruth, Prediction, Record
+from coordvlm.contracts import GroundTruth, PhraseTruth, PointTruth, Prediction, Record
 from coordvlm.contracts.prediction import KEPT
 from coordvlm.coords.grid import to_px
 from coordvlm.metrics.collecting import CollectingMetric
@@ -53,11 +53,13 @@ def rescore(
         lines: of its predictions.jsonl. truth: of the evaluated images, in full: the file's lines lack areas and empty classes.
         num_replicates, seed: of the metric. backend: of ``DetectionMetric``; phrases have none.
     Raises:
-        ConfigError: not a read-out, or a truth that is not the one the run was evaluated on.
+        ConfigError: not a read-out, a truth that is not the one the run was evaluated on, or one of points.
         DataError: answers without read-outs.
     """
     if readout not in READOUTS:
         raise ConfigError(f"readout must be one of {', '.join(READOUTS)}, got {readout!r}")
+    if isinstance(truth, PointTruth):
+        raise ConfigError(f"readout={readout}: counting stores its points by one read-out only; evaluate again with decode.readout=...")
     if (digest := truth.digest()) != run.protocol.get("data"):
         raise ConfigError(
             f"readout={readout}: the data of {run.folder} has changed (truth {digest}, evaluated on {run.protocol.get('data')}), "

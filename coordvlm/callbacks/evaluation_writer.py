@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coordvlm.contracts import Evaluation, GroundTruth, PhraseTruth, Prediction
+from coordvlm.contracts import Evaluation, GroundTruth, PhraseTruth, PointTruth, Prediction
 from coordvlm.metrics.phrase_log import phrase_fields
 from coordvlm.metrics.phrases import outcomes
-from coordvlm.metrics.records import TruthIndex, evaluation_to_json, prediction_to_line
+from coordvlm.metrics.records import TruthIndex, count_fields, evaluation_to_json, prediction_to_line
 from coordvlm.metrics.replicates import save_replicates
 from coordvlm.reports.tables import metrics_csv
 from coordvlm.utils.files import atomic_write_json, atomic_write_text
 
 #: Metrics shown when read-outs are compared.
-READOUT_METRICS = ("AP", "AP50", "AP75", "F1_50", "acc_50", "acc_75", "iou_mean_all", "px_mean", "px_median", "parse_rate")
+READOUT_METRICS = ("AP", "AP50", "AP75", "F1_50", "acc_50", "acc_75", "iou_mean_all", "px_mean", "px_median", "parse_rate",
+                   "pck384_5", "pck384_2", "n5_pck384_5", "px384_median", "px384_mean", "on_unmarked", "done_acc")
 
 
 def write_evaluation(
@@ -34,7 +35,8 @@ def write_evaluation(
     prompt: Callable[[int | str], str],
     sha1: Callable[[int | str], str | None],
 ) -> None:
-    """Write all four files; each replaces an earlier one as a whole. Lines of a ``PhraseTruth`` hold their phrase and IoU too.
+    """Write all four files; each replaces an earlier one as a whole. Lines of a ``PhraseTruth`` hold their phrase and IoU too, lines of a
+    ``PointTruth`` what is counted.
 
     Args:
         seed: of the bootstrap weights. selected_on: "" for a model that was not selected.
@@ -49,6 +51,9 @@ def write_evaluation(
     if isinstance(truth, PhraseTruth):
         more = phrase_fields(truth, outcomes(truth, {int(p.sample_id): p for p in ordered}))
         lines = [line | more[int(line["id"])] for line in lines]
+    if isinstance(truth, PointTruth):
+        counted = count_fields(truth)
+        lines = [line | counted[int(line["id"])] for line in lines]
     atomic_write_text(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     save_replicates(folder / "bootstrap.npz", evaluation, image_ids=truth.image_ids, seed=seed)
 

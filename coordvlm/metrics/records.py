@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from coordvlm.contracts.evaluation import Evaluation, MatchedPairs
-from coordvlm.contracts.prediction import Alternative, Prediction, Record, SlotReadout
-from coordvlm.contracts.sample import GroundTruth
+from coordvlm.contracts.prediction import Alternative, Asked, Prediction, Record, SlotReadout
+from coordvlm.contracts.sample import GroundTruth, PointTruth
 
 
 def _plain(value: float) -> float | None:
@@ -105,7 +105,22 @@ def prediction_to_line(prediction: Prediction, index: TruthIndex, *, prompt: str
         "truth": index.truth(prediction.sample_id),
         "matches": index.matches(prediction.sample_id),
     }
-    return line | ({"alternatives": [_alternative_to_json(a) for a in prediction.alternatives]} if prediction.alternatives else {})
+    alternatives = {"alternatives": [_alternative_to_json(a) for a in prediction.alternatives]} if prediction.alternatives else {}
+    return line | alternatives | ({"asked": [_asked_to_json(a) for a in prediction.asked]} if prediction.asked else {})
+
+
+def count_fields(truth: PointTruth) -> dict[int, dict[str, Any]]:
+    """Sample id -> what a line of counting says beside: ``counted`` (the category) and ``source_image``."""
+    rows = zip(truth.image_ids.tolist(), truth.counted, truth.source_image.tolist(), strict=True)
+    return {sample_id: {"counted": category, "source_image": source} for sample_id, category, source in rows}
+
+
+def _asked_to_json(asked: Asked) -> dict[str, Any]:
+    """A single step; the target is the first of ``unmarked`` only where points are taken in order, so it is written by itself."""
+    target = None if asked.target_px is None else list(asked.target_px)
+    unmarked = asked.unmarked_px.reshape(-1, 2).tolist()
+    point = [_plain(v) for v in asked.point_px]
+    return {"k": asked.k, "num": asked.num, "target": target, "unmarked": unmarked, "point": point, "done": _plain(asked.done)}
 
 
 def _alternative_to_json(answer: Alternative) -> dict[str, Any]:
@@ -129,7 +144,7 @@ def _record_to_json(record: Record) -> dict[str, Any]:
 
 
 def line_to_prediction(line: Mapping[str, Any]) -> Prediction:
-    """The inverse of ``prediction_to_line``; null becomes NaN. A missing field is a ``KeyError``; ``alternatives`` may be missing."""
+    """The inverse of ``prediction_to_line``; null becomes NaN. A missing field is a ``KeyError``, except ``alternatives`` and ``asked``."""
     return Prediction(
         sample_id=line["id"],
         size=(line["size"][0], line["size"][1]),
@@ -139,7 +154,15 @@ def line_to_prediction(line: Mapping[str, Any]) -> Prediction:
         flags=frozenset(line["flags"]),
         timing=dict(zip(line["timing"], _floats(line["timing"].values()), strict=True)),
         alternatives=tuple(_alternative_from_json(a) for a in line.get("alternatives", ())),
+        asked=tuple(_asked_from_json(a) for a in line.get("asked", ())),
     )
+
+
+def _asked_from_json(data: Mapping[str, Any]) -> Asked:
+    target = None if data["target"] is None else tuple(_floats(data["target"]))
+    unmarked = np.asarray(data["unmarked"], dtype=np.float64).reshape(-1, 2)
+    point, done = tuple(_floats(data["point"])), next(_floats([data["done"]]))
+    return Asked(data["k"], data["num"], target, unmarked, point, done)  # type: ignore[arg-type]
 
 
 def _alternative_from_json(data: Mapping[str, Any]) -> Alternative:

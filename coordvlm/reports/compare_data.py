@@ -12,6 +12,7 @@ from PIL import Image
 
 from coordvlm.metrics.floor import Floor
 from coordvlm.reports.gallery import Scene
+from coordvlm.reports.tables import task_of
 
 FloatArray = NDArray[np.float64]
 
@@ -57,7 +58,8 @@ class GroupResult:
 
     Args:
         name, short: ``loss=hybrid``, ``hybrid``. readouts: read-out -> metric -> estimate without interval.
-        statuses: record status or answer flag -> count over all seeds. px_error: float64, corner errors of matched boxes, all seeds.
+        statuses: record status or answer flag -> count over all seeds. px_error: float64, corner errors of matched boxes, all seeds; see
+            ``Comparison.counting``.
         floor: None when the contract is not known. cost: name with its unit (``train_seconds``) -> mean over seeds.
         loss_share, grad_share: part (``text``, ``slots``, ``boxes``) -> (share over the whole training, over its last tenth).
         curves: column of the log -> band. reach: of ``Comparison.curve``. snapshots: step -> estimate of the same.
@@ -140,7 +142,8 @@ class Comparison:
     Args:
         metric: what decides. metrics: what is compared, ``metric`` first. verdict_metrics: those named beside it in a verdict.
         pairs: every compared pair in every metric. baseline: "" or the group all others are compared with.
-        readout: how numbers were read off. protocol: its values; protocol_hash: "" when predictions were read again.
+        readout: how numbers were read off. protocol: its values; protocol_hash: "" when predictions were read again, and where
+            recipes of counting train other read-outs.
         curve: the logged column that curves, levels and snapshots are about, "" without one.
         exact_time: whether wall time was logged; otherwise it is spread evenly over the steps.
         load_image: None when images cannot be had, ``no_image`` then says why.
@@ -174,6 +177,11 @@ class Comparison:
     def level(self) -> float:
         """Of significance."""
         return 1 - self.coverage
+
+    @property
+    def counting(self) -> bool:
+        """Whether points were counted; errors are then those of single steps, px on a side of 384."""
+        return any(task_of(metric) == "count" for group in self.groups for metric in group.estimates)
 
     def of(self, metric: str) -> list[PairResult]:
         """The pairs in one metric."""

@@ -20,7 +20,20 @@ from coordvlm.reports.summary import flatten, quantity
 from coordvlm.reports.tables import primary, readout_columns
 
 RADII = (2.0, 5.0, 10.0)
+_LOOP = ("finished", "repeated", "step_limit", "without_prediction")
 _RATES = ("duplicate_rate", "absent_class_rate", "parse_rate", "truncation_rate")
+
+
+_EXTREMES = (
+    "averaged over seeds; images are ordered by the gap between the best and the worst group less one standard error over seeds. Each "
+    "group shows the seed with its median score on that image. These are extremes, chosen for being so: they show how recipes differ, "
+    "not how much."
+)
+_SCORE = f"An image's score is the mean of its F1 (IoU ≥ 0.5) and the IoU of its true boxes' matches (0 where missed), {_EXTREMES}"
+_COUNT_SCORE = (
+    "A sample's score is the mean of the share of its single steps that are right (within 5 px of 384 and not done, or done when nothing "
+    f"is left) and the F1 of the counted points, as far as they are there, {_EXTREMES}"
+)
 
 
 def pixel_errors(c: Comparison) -> Markup:
@@ -28,7 +41,8 @@ def pixel_errors(c: Comparison) -> Markup:
     title = "Pixel error"
     pooled = [g.px_error for g in c.groups if len(g.px_error)]
     if not pooled:
-        return section("pixels", title, missing("No matched boxes in any run, so there is no corner error to show."))
+        what = "No single step with a target" if c.counting else "No matched boxes"
+        return section("pixels", title, missing(f"{what} in any run, so there is no error to show."))
     limit = float(min(max(max(np.percentile(e, 97) for e in pooled), 6.0), 60.0))
     patches = [g.floor.half_patch * 1.05 for g in c.groups if g.floor is not None and g.floor.half_patch < 2 * limit]
     limit = max(limit, *patches, 0.0)  # half a patch is worth a wider axis, but not one that hides the errors
@@ -41,9 +55,9 @@ def pixel_errors(c: Comparison) -> Markup:
               if g.floor is not None and len(g.floor.error_px)}
     several = len(floors) > 1
     shade: list[Child] = [tag("p", f"{', '.join(names)}: " if several else None, text, class_="note") for text, names in floors.items()]
-    if not floors:
+    if not floors and not c.counting:
         shade = [missing("No checkpoint tells the coordinate contract, so the localisation floor is not known.")]
-    head = ["", "corners", "median", "mean", *(f"within {r:.0f} px" for r in RADII), f"beyond {limit:.0f} px"]
+    head = ["", figures.error_words(c)[0], "median", "mean", *(f"within {r:.0f} px" for r in RADII), f"beyond {limit:.0f} px"]
     body = []
     for g in ordered(c):
         if len(g.px_error):
@@ -54,6 +68,9 @@ def pixel_errors(c: Comparison) -> Markup:
         name = f"floor of {', '.join(names)}" if several else "floor"
         body.append(_error_row(name, floor.error_px, limit))
     note = (
+        "Distance of the answered point and its object in single steps with true marks, both sides of the image scaled to 384 px, all "
+        "seeds together. A step in which everything is marked has no distance."
+    ) if c.counting else (
         "Distance of predicted and true corners of boxes matched at IoU ≥ 0.5, all seeds together, in source pixels. A recipe that misses "
         f"hard boxes has none of their errors here: read it with {primary([c.metric, *c.metrics])} and pck_all."
     )
@@ -101,7 +118,7 @@ def drops(c: Comparison) -> Markup:
     names = [s for s in (*KEPT, *DROP_REASONS) if any(g.statuses.get(f"status_{s}") for g in groups)]
     found = {k.removeprefix("status_") for g in groups for k, n in g.statuses.items() if k.startswith("status_") and n}
     names += sorted(found - {*KEPT, *DROP_REASONS})
-    flags = ("no_output", "truncated", "stray_text", "without_prediction")
+    flags = _LOOP if c.counting else ("no_output", "truncated", "stray_text", "without_prediction")
     rest = []
     for g in groups:
         records = max(g.statuses.get("records", 0), 1)
@@ -111,6 +128,9 @@ def drops(c: Comparison) -> Markup:
             *(f"{g.statuses.get(f'images_{f}', 0) / images:.2%}" for f in flags),
         ])
     second = table(("group", "records", *names, *(f.replace("_", " ") for f in flags)), rest)
+    if c.counting:
+        note = "Points of the loop by what became of them, as shares of all; how counts ended, as shares of samples. All seeds together."
+        return section("drops", "What the loop did", second, note=note)
     note = "Records by what became of them, as shares of all records; answers with a flag, as shares of all answers. All seeds together."
     return section("drops", "Duplicates and dropped records", table(head, body), tag("h3", "Parser"), tag("p", note, class_="note"), second)
 
@@ -127,7 +147,10 @@ def readouts(c: Comparison) -> Markup:
         for readout, row in g.readouts.items():
             label = join(readout, " ", tag("span", "used above", class_="pill")) if readout == c.readout else readout
             body.append([g.short, label, *(words.estimate(m, row[m]) if m in row else "–" for m in names)])
-    note = "Mean ± standard deviation over seeds. Same answers, other numbers read off them; readout=<name> compares everything by one."
+    note = "Mean ± standard deviation over seeds. " + (
+        "A recipe has the read-outs whose heads it trains." if c.counting
+        else "Same answers, other numbers read off them; readout=<name> compares everything by one."
+    )
     return section("readouts", title, table(("group", "read-out", *map(words.title, names)), body, text_columns=(0, 1)), note=note)
 
 
@@ -146,13 +169,12 @@ def pictures(c: Comparison) -> Markup:
     title = "Where they disagree most"
     if not c.disagreements:
         return section("pictures", title, missing("No image separates the groups by more than its seeds do."))
-    score = (
-        "An image's score is the mean of its F1 (IoU ≥ 0.5) and the IoU of its true boxes' matches (0 where missed), averaged over seeds; "
-        "images are ordered by the gap between the best and the worst group less one standard error over seeds. Each group shows the "
-        "seed with its median score on that image. These are extremes, chosen for being so: they show how recipes differ, not how much."
-    )
+    if c.counting:
+        score, drawn = _COUNT_SCORE, "prediction: the count, or the worst single step where no count was taken"
+    else:
+        score, drawn = _SCORE, "prediction: description, score, best same-class IoU"
     keys = tag("div", tag("span", tag("i", class_="green"), "truth"),
-               tag("span", tag("i", class_="red"), "prediction: description, score, best same-class IoU"), class_="legend")
+               tag("span", tag("i", class_="red"), drawn), class_="legend")
     if c.load_image is None:
         head = ("image", "gap", *(g.short for g in c.groups))
         body = [(str(d.image_id), f"{d.gap:.2f}", *(f"{d.scores[g.short]:.2f}" for g in c.groups)) for d in c.disagreements]

@@ -80,8 +80,9 @@ def curves(c: Comparison, column: str, *, over: str) -> Markup:
 
 
 def error_densities(c: Comparison, limit: float) -> Markup:
-    """Share of corners per fine bin of the pixel error, outlines, with the localisation floor behind."""
-    plot = Plot("corner error, source px", "share of corners", "Distribution of the corner error of each group")
+    """Share of corners (or answers) per fine bin of the pixel error, outlines, with the localisation floor behind."""
+    what, error = error_words(c)
+    plot = Plot(error, f"share of {what}", f"Distribution of the {error.partition(',')[0]} of each group")
     with plot as axes:
         edges = np.linspace(0, limit, 41)
         floor_marks(axes, c, limit)
@@ -96,8 +97,9 @@ def error_densities(c: Comparison, limit: float) -> Markup:
 
 
 def error_shares(c: Comparison, limit: float) -> Markup:
-    """Share of corners within an error, with the localisation floor behind."""
-    plot = Plot("corner error, source px", "share of corners within", "Cumulative corner error of each group")
+    """Share of corners (or answers) within an error, with the localisation floor behind."""
+    what, error = error_words(c)
+    plot = Plot(error, f"share of {what} within", f"Cumulative {error.partition(',')[0]} of each group")
     with plot as axes:
         at = np.linspace(0, limit, 240)
         floor_marks(axes, c, limit)
@@ -108,6 +110,11 @@ def error_shares(c: Comparison, limit: float) -> Markup:
                 axes.plot(at, share, color=colour, linestyle=dash, linewidth=1.6)  # type: ignore[arg-type]
         axes.set(xlim=(0, limit), ylim=(0, 1.02))
     return plot.svg
+
+
+def error_words(c: Comparison) -> tuple[str, str]:
+    """What has an error, and the error with its unit."""
+    return ("answers", "point error, px on a side of 384") if c.counting else ("corners", "corner error, source px")
 
 
 def floor_marks(axes: Axes, c: Comparison, limit: float) -> None:

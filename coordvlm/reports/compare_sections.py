@@ -40,10 +40,14 @@ def headline(c: Comparison) -> Markup:
         ("decided by", c.metric), ("groups", str(len(c.groups))), ("runs", str(len(c.runs))),
         ("seeds per group", " – ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))), ("test images", f"{c.num_images:,}"),
         ("split", c.protocol.get("split")), ("read-out", c.readout), ("compared with", c.baseline or "each other"),
-        ("evaluation protocol", tag("code", c.protocol_hash) if c.protocol_hash else "read again from stored predictions"),
+        ("evaluation protocol", tag("code", c.protocol_hash) if c.protocol_hash else _no_protocol(c)),
     ])
     names = ", ".join(g.short for g in ordered(c))
     return join(tag("h1", f"Comparison: {names}"), tag("pre", c.command) if c.command else None, facts)
+
+
+def _no_protocol(c: Comparison) -> str:
+    return "equal but for the read-out, which a recipe trains" if c.counting else "read again from stored predictions"
 
 
 def verdicts(c: Comparison) -> Markup:

@@ -12,9 +12,10 @@ from coordvlm.reports.tables import describe, in_pixels
 _NAMES = {
     "duplicate_rate": "duplicates", "parse_rate": "parse rate", "truncation_rate": "truncation", "absent_class_rate": "absent classes",
     "px_mean": "mean pixel error", "px_median": "median pixel error",
+    "done_acc": "done accuracy", "done_acc_end": "done accuracy at the end", "count_mae": "mean count error",
     "detection_rate": "detection rate", "extra_box_rate": "further boxes", "iou_mean_all": "mean IoU",
 }
-_SHARES = re.compile(r"(AP|AR|F1|pck|acc)(_|\d|$)|_rate$|^iou_|^reject_|point_in_box")
+_SHARES = re.compile(r"(AP|AR|F1|pck|acc)(_|\d|$)|_rate$|^iou_|^reject_|point_in_box|on_unmarked|^loc_|^count_(exact|within)")
 
 
 def scale(metric: str) -> tuple[float, str]:

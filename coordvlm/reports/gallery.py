@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from coordvlm.contracts import GroundTruth, MatchedPairs, PhraseTruth, Prediction
+from coordvlm.contracts import GroundTruth, MatchedPairs, PhraseTruth, PointTruth, Prediction
 from coordvlm.coords.boxes import pairwise_iou
+from coordvlm.reports.count_scene import CountScene, count_scenes
 from coordvlm.reports.overlay import Box, draw_overlay
 from coordvlm.reports.page import Markup, join, missing, picture, tag, visible
 
@@ -31,6 +32,7 @@ class Scene:
         f1: of this image at IoU 0.5; NaN when there are no matched pairs to count.
         crowds: number of crowd regions, which are not drawn.
         phrase: what was asked for, in grounding; the first prediction is the answer then.
+        count: steps and points, in counting; there are no boxes then, and a name for each true point.
     """
 
     image_id: int
@@ -44,6 +46,7 @@ class Scene:
     f1: float
     crowds: int
     phrase: str | None = None
+    count: CountScene | None = None
 
     @property
     def mean_iou(self) -> float:
@@ -52,7 +55,9 @@ class Scene:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Sorts from worst to best: mean of F1 and mean best IoU, then the IoU; in grounding how good the answer is."""
+        """Sorts from worst to best: mean of F1 and mean best IoU, then the IoU; in grounding and counting how good the answer is."""
+        if self.count is not None:
+            return (self.count.score, 0.0)
         if self.phrase is not None:
             return (self.answered, 0.0)
         parts = [v for v in (self.f1, self.mean_iou) if math.isfinite(v)]
@@ -66,8 +71,16 @@ class Scene:
         return float(self.pred_iou[0]) if len(self.pred_iou) and "says_none" not in self.prediction.flags else 0.0
 
 
-def scenes(truth: GroundTruth, predictions: Sequence[Prediction], pairs: MatchedPairs | None) -> list[Scene]:
-    """Every predicted image that the truth knows, in id order. F1 counts the evaluation's own matched pairs."""
+def scenes(
+    truth: GroundTruth, predictions: Sequence[Prediction], pairs: MatchedPairs | None, *, any_unmarked: bool = False
+) -> list[Scene]:
+    """Every predicted image that the truth knows, in id order. F1 counts the evaluation's own matched pairs.
+
+    Args:
+        any_unmarked: see ``count_scene.count_scene``; of counting only.
+    """
+    if isinstance(truth, PointTruth):
+        return _counted(truth, predictions, any_unmarked)
     matched = Counter(pairs.image_id.tolist()) if pairs is not None else None
     names = dict(zip(truth.category_ids.tolist(), truth.category_names, strict=True))
     by_id = {int(p.sample_id): p for p in predictions if _is_int(p.sample_id)}
@@ -96,6 +109,14 @@ def scenes(truth: GroundTruth, predictions: Sequence[Prediction], pairs: Matched
             int(crowd.sum()), truth.phrases[i] if isinstance(truth, PhraseTruth) else None,
         ))
     return out
+
+
+def _counted(truth: PointTruth, predictions: Sequence[Prediction], any_unmarked: bool) -> list[Scene]:
+    by_id, boxes, no = {int(p.sample_id): p for p in predictions}, np.zeros((0, 4)), np.zeros(0)
+    return [
+        Scene(s.sample_id, s.size, by_id[s.sample_id], (s.category,) * len(s.true_px), boxes, boxes, no, no, math.nan, 0, count=s)
+        for s in count_scenes(truth, predictions, any_unmarked=any_unmarked)
+    ]
 
 
 def _same(name: str, desc: str) -> bool:
@@ -134,7 +155,7 @@ def gallery(groups: Mapping[str, Sequence[Scene]], load_image: LoadImage) -> Mar
 def overlay_figure(scene: Scene, load_image: LoadImage) -> Markup:
     """One image with its boxes and a caption; an image that cannot be read leaves its caption and the reason."""
     try:
-        view = picture(overlay_image(scene, load_image), f"image {scene.image_id} with boxes")
+        view = picture(overlay_image(scene, load_image), f"image {scene.image_id} with {'boxes' if scene.count is None else 'points'}")
     except (OSError, KeyError, ValueError) as error:
         view = missing(f"The image could not be read: {type(error).__name__}: {error}")
     return tag("figure", view, tag("figcaption", _caption(scene)))
@@ -142,6 +163,8 @@ def overlay_figure(scene: Scene, load_image: LoadImage) -> Markup:
 
 def overlay_image(scene: Scene, load_image: LoadImage) -> Image.Image:
     """The image with its true boxes in green and the predicted ones in red; raises what ``load_image`` raises."""
+    if scene.count is not None:
+        return scene.count.draw(load_image(scene.image_id))
     names = scene.true_names if scene.phrase is None else [""] * len(scene.true_names)
     truth = [Box(_four(b), name) for b, name in zip(scene.true_xyxy_px, names, strict=True)]
     kept = [r for r in scene.prediction.kept if r.box_xyxy_px is not None]
@@ -159,6 +182,8 @@ def _short(desc: str) -> str:
 
 
 def _caption(scene: Scene) -> Markup:
+    if scene.count is not None:
+        return join(tag("b", scene.count.category), f", sample {scene.image_id}", tag("br"), " · ".join(scene.count.facts()))
     if scene.phrase is not None:
         return join(tag("b", f"“{scene.phrase}”"), tag("br"), _phrase_facts(scene))
     name, score, iou, facts = _facts(scene)
@@ -167,6 +192,8 @@ def _caption(scene: Scene) -> Markup:
 
 def caption_text(scene: Scene) -> str:
     """The caption in one line of plain text."""
+    if scene.count is not None:
+        return scene.count.caption()
     if scene.phrase is not None:
         return f"“{' '.join(visible(scene.phrase).split())}” · {_phrase_facts(scene)}"
     name, score, iou, facts = _facts(scene)
