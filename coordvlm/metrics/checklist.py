@@ -50,8 +50,8 @@ def checklist(evaluation: Evaluation, curves: Mapping[str, Curve], gradients: Ma
     return [
         *(_tier(tier, values) for tier in TIERS),
         _below("median", "median < 5 px", values.get("px384_median", math.nan), 5.0, "{:.2f} px"),
-        _at_least("within 8 px", "≥ 75 % within 8 px", values.get("pck384_8", math.nan), 0.75),
-        _below("beyond 15 px", "< 5 % beyond 15 px", 1 - values.get("pck384_15", math.nan), 0.05, "{:.1%}"),
+        _at_least("within 8 px", "≥ 75% within 8 px", values.get("pck384_8", math.nan), 0.75),
+        _below("beyond 15 px", "< 5% beyond 15 px", 1 - values.get("pck384_15", math.nan), 0.05, "{:.1%}"),
         _gap(curves),
         _gradients(gradients),
         _spikes(curves, gradients),

@@ -153,7 +153,8 @@ def error_histogram(steps: Steps) -> list[HistogramRow]:
         below += int(both[i])
         label = f"> {low:g}" if math.isinf(high) else f"{low:g} – {high:g}"
         wanted = {tier: share for tier, (share, radius, _) in TIERS.items() if radius == high}
-        rows.append(HistogramRow(label, low, high, int(both[i]), both[i] / total, x[i] / total, y[i] / total, below / total, wanted))
+        shares = (float(n) / total for n in (both[i], x[i], y[i], below))
+        rows.append(HistogramRow(label, low, high, int(both[i]), *shares, wanted))
     return rows
 
 
