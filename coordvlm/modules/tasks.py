@@ -128,11 +128,28 @@ def task_loss(task: Task, loss: LossOutput, losses: WeightedSum, counts: Mapping
     return torch.stack(shares).sum() * scale
 
 
-def release_others(task: Task, named: Collection[tuple[str, nn.Parameter]]) -> list[Tensor]:
-    """Take the gradients of the other tasks' heads away, so that no optimiser moves them; returns those gradients."""
-    gone = []
+def require_own_heads(task: Task, loss: LossOutput, named: Collection[tuple[str, nn.Parameter]]) -> None:
+    """Refuse a split in which a task's terms read the head of another: what they teach there would be lost.
+
+    Args:
+        loss: of any micro-batch, before its backward; a term without items has a graph, too.
+    Raises:
+        ConfigError: naming the task and the head.
+    """
+    foreign = [(name, p) for name, p in named if p.requires_grad and not task.trains(name)]
+    total = torch.stack([loss.outputs[name].sum for name in sorted(task.terms)]).sum()
+    if not foreign or not total.requires_grad:
+        return
+    gradients = torch.autograd.grad(total, [p for _, p in foreign], retain_graph=True, allow_unused=True)
+    if reached := sorted({str(head_of(name)) for (name, _), g in zip(foreign, gradients, strict=True) if g is not None}):
+        raise ConfigError(
+            f"schedule.tasks.{task.name}: its terms {', '.join(sorted(task.terms))} train the head {reached[0]!r} of another task; "
+            "give the term and its head to one task"
+        )
+
+
+def release_others(task: Task, named: Collection[tuple[str, nn.Parameter]]) -> None:
+    """Take the gradients of the other tasks' heads away, so that no optimiser moves them."""
     for name, parameter in named:
-        if parameter.grad is not None and not task.trains(name):
-            gone.append(parameter.grad)
+        if not task.trains(name):
             parameter.grad = None
-    return gone
