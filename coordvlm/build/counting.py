@@ -21,6 +21,8 @@ from coordvlm.utils.errors import ConfigError
 
 #: Settings that other tasks have a say in and counting has not; they are part of every protocol.
 _FIXED = {"grammar": False, "score": "one", "max_new_tokens": 1}
+#: Settings of the metric that decide its numbers.
+_MEASURED = ("tolerance_px", "any_unmarked")
 
 
 def point_readouts(needs: Collection[str]) -> tuple[str, ...]:
@@ -44,11 +46,14 @@ def require_counting(losses: WeightedSum, *, task: str, loss: str) -> None:
 
 
 def count_settings(cfg: DictConfig, losses: WeightedSum) -> dict[str, Any]:
-    """``cfg.decode`` as plain values, its read-out settled; a part of the evaluation protocol.
+    """``cfg.decode`` as plain values, its read-out settled, and what errors are measured to; a part of the evaluation protocol.
 
     Raises:
-        ConfigError: a read-out that the recipe does not train; a setting that counting has no use for.
+        ConfigError: a read-out that the recipe does not train; a setting that counting has no use for; errors measured to a next object
+            where there is none.
     """
+    if cfg.sequence.target == "nearest" and not cfg.metrics.any_unmarked:
+        raise ConfigError("sequence.target=nearest knows no next object to measure to: set metrics.any_unmarked=true")
     settings = {str(key): value for key, value in OmegaConf.to_container(cfg.decode).items()}  # type: ignore[union-attr]
     given = point_readouts(losses.needs)
     if settings["readout"] == "auto":
@@ -58,7 +63,7 @@ def count_settings(cfg: DictConfig, losses: WeightedSum) -> dict[str, Any]:
     for key, value in _FIXED.items():
         if settings.get(key) != value:
             raise ConfigError(f"decode.{key} has no meaning in task=count: leave it at {value!r}, got {settings.get(key)!r}")
-    return settings
+    return settings | {name: cfg.metrics[name] for name in _MEASURED}
 
 
 def build_counter(model: Model, settings: dict[str, Any], *, find: Callable[[int | str], Sample] | None) -> Counter:
