@@ -127,10 +127,12 @@ def drops(c: Comparison) -> Markup:
             g.short, f"{g.statuses.get('records', 0):,}", *(f"{g.statuses.get(f'status_{s}', 0) / records:.2%}" for s in names),
             *(f"{g.statuses.get(f'images_{f}', 0) / images:.2%}" for f in flags),
         ])
-    second = table(("group", "records", *names, *(f.replace("_", " ") for f in flags)), rest)
     if c.counting:
+        ends = ("said it is done", "pointed at marks", "reached the step limit", "no prediction")
+        second = table(("group", "points", *names, *ends), rest)
         note = "Points of the loop by what became of them, as shares of all; how counts ended, as shares of samples. All seeds together."
         return section("drops", "What the loop did", second, note=note)
+    second = table(("group", "records", *names, *(f.replace("_", " ") for f in flags)), rest)
     note = "Records by what became of them, as shares of all records; answers with a flag, as shares of all answers. All seeds together."
     return section("drops", "Duplicates and dropped records", table(head, body), tag("h3", "Parser"), tag("p", note, class_="note"), second)
 

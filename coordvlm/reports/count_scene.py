@@ -102,7 +102,7 @@ class CountScene:
             out.append(f"{round(self.step_share * len(self.asked))} of {len(self.asked)} steps right")
         known = self.errors384[np.isfinite(self.errors384)]
         if len(known):
-            out.append(f"err {known[0]:.1f} px" if len(known) == 1 else f"median err {np.median(known):.1f} px")
+            out.append(f"{'error' if len(known) == 1 else 'median error'} {np.median(known):.1f} px of 384")
         return out if self.ended or self.asked else [*out, "no answer"]
 
     def caption(self) -> str:
