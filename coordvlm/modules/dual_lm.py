@@ -147,7 +147,6 @@ class DualLM(TurnsLM):
                     self._log_window(batch)
                 optimizer.step()
             optimizer.zero_grad()
-            torch.clear_autocast_cache()  # it holds low-precision copies of the weights that have just changed
         for schedule in self.lr_schedulers():  # type: ignore[union-attr]
             schedule.step()  # type: ignore[call-arg]
         return CoordLM.step_loss(self)
