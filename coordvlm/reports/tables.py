@@ -106,6 +106,7 @@ _PATTERNS: tuple[tuple[str, str, int], ...] = (
     (r"n5_pck384_(\d+)", "answers within {} px with at most 5 objects, 384 px frame", 1),
     (r"k_(\w+)_pck384_5", "answers within 5 px when {} objects are marked, 384 px frame", 1),
     (r"pck_all_(\d+)", "corners of all true boxes within {} px (missed boxes count)", 1),
+    (r"px384_([xy])_mean", "mean error in {} alone on a 384 px frame", -1),
     (r"px384_(\w+)", "error of points or corners on a 384 px frame: {}", -1),
     (r"n5_px384_(\w+)", "the same with at most 5 objects: {}", -1),
 )
@@ -185,7 +186,7 @@ def describe(name: str) -> tuple[str, int]:
         return METRICS[name]
     for pattern, meaning, better in _PATTERNS:
         if found := re.fullmatch(pattern, name):
-            return meaning.format(found[1]), better
+            return meaning.format(found[1].replace("_up", " or more").replace("_", " – ")), better
     return "", 0
 
 

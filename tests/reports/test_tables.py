@@ -8,7 +8,22 @@ import io
 from rich.console import Console
 
 from coordvlm.contracts import Interval
-from coordvlm.reports.tables import MAIN, describe, metric_table, metrics_csv, metrics_markdown, number, rows
+from coordvlm.reports.tables import (
+    COUNTING,
+    DETECTION,
+    GROUNDING,
+    MAIN,
+    describe,
+    main_metrics,
+    metric_table,
+    metrics_csv,
+    metrics_markdown,
+    number,
+    primary,
+    rows,
+    task_of,
+)
+from tests.metrics.count_cases import evaluate, random_counting
 
 METRICS = {
     "pck_15": Interval(1.0), "pck_2": Interval(0.5, 0.4, 0.6), "px_median": Interval(1.234, 1.1, 1.4), "zz|new": Interval(0.1),
@@ -32,7 +47,26 @@ def test_numbers_have_the_digits_of_their_unit() -> None:
 def test_direction_is_known_for_patterns_too() -> None:
     assert describe("pck_all_8") == ("corners of all true boxes within 8 px (missed boxes count)", 1)
     assert describe("px384_p90")[1] == -1
+    assert describe("pck384_5") == ("answers within 5 px of their object on a 384 px frame", 1)
+    assert describe("k_10_19_pck384_5") == ("answers within 5 px when 10 – 19 objects are marked, 384 px frame", 1)
+    assert describe("k_20_up_pck384_5")[0].startswith("answers within 5 px when 20 or more objects")
+    assert describe("px384_x_mean") == ("mean error in x alone on a 384 px frame", -1)
     assert describe("unheard_of") == ("", 0)
+
+
+def test_every_metric_of_counting_is_explained_and_its_own() -> None:
+    names = evaluate(*random_counting(0)).metrics
+    assert main_metrics(names) == COUNTING
+    assert primary(names) == "pck384_5"
+    assert not [n for n in names if not describe(n)[0]]
+    shared = {n for n in names if task_of(n) != "count"}
+    assert shared <= {n for n in names if n.startswith(("px", "pck_"))} | {"seconds_per_image"}
+    assert [r.name for r in rows(names)[: len(COUNTING)]] == list(COUNTING)
+    assert number("n5_px384_median", 1.236) == "1.24"
+
+
+def test_tasks_do_not_share_the_metric_they_are_judged_by() -> None:
+    assert [task_of(group[0]) for group in (DETECTION, GROUNDING, COUNTING)] == ["detect", "ground", "count"]
 
 
 def test_terminal_shows_values_intervals_and_read_outs() -> None:
