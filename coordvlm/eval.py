@@ -20,7 +20,7 @@ from coordvlm.utils import launch
 from coordvlm.utils.cli import REFUSED, report_error, run_command
 from coordvlm.utils.devices import settle
 from coordvlm.utils.errors import ConfigError, CoordVLMError
-from coordvlm.utils.run_config import OF_THE_RUN, base_arguments, saved_config
+from coordvlm.utils.run_config import OF_THE_RUN, base_arguments, require_setting, saved_config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 #: What is composed for ``run=null``.
 BASE_CONFIG = "eval_base"
 UNTOUCHED = "base model, untouched"
-#: Settings of ``decode`` that runs of before have not written down.
-_OF_DRAWING = ("samples", "retries", "temperature", "top_p", "seed")
 
 
 @dataclass(frozen=True)
@@ -108,20 +106,12 @@ def merged_config(cfg: DictConfig, trained_run: Path) -> DictConfig:
     for group in ("decode", "data", "metrics", "trainer"):
         for key, value in cfg[group].items():
             if value is not None:
-                _require_setting(config, group, str(key))
+                require_setting(config, group, str(key))
                 OmegaConf.update(config, f"{group}.{key}", value)
     OmegaConf.update(config, "augment", None, force_add=True)  # of training samples, whose files may be gone
     if cfg.data.root is not None and OmegaConf.select(config, "data.source.root") is not None:
         OmegaConf.update(config, "data.source.root", cfg.data.root)
     return config
-
-
-def _require_setting(config: DictConfig, group: str, key: str) -> None:
-    """Refuse a setting of another task. Settings that drawing answers needs may be new to a run from before there were any."""
-    if group not in ("decode", "metrics") or key in config[group] or key in _OF_DRAWING:
-        return
-    has = ", ".join(str(k) for k in config[group] if not str(k).startswith("_"))
-    raise ConfigError(f"{group}.{key} means nothing to this run, whose task is {config.get('task', 'detect')}; its {group} has {has}")
 
 
 def _evaluate(cfg: DictConfig, config: DictConfig, scored: Scored, run_dir: Path, record: RunRecord) -> float | None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 OF_THE_RUN = ("model", "adapter", "sequence", "coords")
 #: Groups and keys of ``train`` that mean nothing where nothing is trained.
 OF_TRAINING = ("loss", "adapter", "augment", "optim", "logger", "init", "resume", "inspect")
+#: Settings of ``decode`` that runs of before have not written down.
+_OF_DRAWING = ("samples", "retries", "temperature", "top_p", "seed")
 _SHOWS = frozenset({"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"})
 
 
@@ -36,6 +38,21 @@ def saved_config(trained_run: Path) -> DictConfig:
     except Exception as error:  # YAML's and OmegaConf's own classes
         raise ConfigError(f"{saved} cannot be read, so the model cannot be built again: {error}") from error
     return config  # type: ignore[return-value]
+
+
+def require_setting(config: DictConfig, group: str, key: str) -> None:
+    """Refuse a setting of another task. Settings that drawing answers needs may be new to a run from before there were any.
+
+    Args:
+        config: of a trained run. group: ``decode``, ``metrics``; whatever is set of other groups passes.
+    Raises:
+        ConfigError: names the settings that the run has.
+    """
+    task = config.get("task", "detect")
+    if group not in ("decode", "metrics") or key in config[group] or (key in _OF_DRAWING and task != "count"):
+        return
+    has = ", ".join(str(k) for k in config[group] if not str(k).startswith("_"))
+    raise ConfigError(f"{group}.{key} means nothing to this run, whose task is {task}; its {group} has {has}")
 
 
 def base_arguments(
