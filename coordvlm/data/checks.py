@@ -36,6 +36,8 @@ class Fault(IntEnum):
     NO_BOX = 14
     UNKNOWN_ANNOTATION = 15
     DUPLICATE_SENTENCE_ID = 16
+    BAD_POINT = 17
+    DUPLICATE_POINT = 18
 
     @property
     def key(self) -> str:
@@ -59,11 +61,14 @@ RULES: dict[Fault, str] = {
     Fault.NO_BOX: "a phrase must have a box (data.source.negatives=allow makes it one that names nothing in the image)",
     Fault.UNKNOWN_ANNOTATION: "a referring expression's ann_id must be one of the instances file's annotations, on the same image",
     Fault.DUPLICATE_SENTENCE_ID: "a sentence id must be unique in its file",
+    Fault.BAD_POINT: "a point must be 2 numbers: x, y",
+    Fault.DUPLICATE_POINT: "a point must be unique in its image and category: one of two could never be counted",
 }
 #: Faults after which the truth of an image (or phrase) is unknown, so that evaluation cannot read the file either.
 UNREADABLE = frozenset({
     Fault.DUPLICATE_ANNOTATION_ID, Fault.UNKNOWN_IMAGE, Fault.UNKNOWN_CATEGORY, Fault.BAD_BBOX, Fault.NOT_FINITE, Fault.BAD_AREA,
     Fault.BAD_OBJECT, Fault.BAD_PHRASE, Fault.EMPTY_PHRASE, Fault.NO_BOX, Fault.UNKNOWN_ANNOTATION, Fault.DUPLICATE_SENTENCE_ID,
+    Fault.BAD_POINT,
 })
 
 
