@@ -17,6 +17,7 @@ from PIL import Image
 
 from coordvlm.contracts import GroundTruth, Sample
 from coordvlm.data import words
+from coordvlm.data.augment_points import PointAffine
 from coordvlm.data.images import open_image
 from coordvlm.data.paraphrase import Paraphrases
 from coordvlm.data.seeding import keyed_generator
@@ -37,11 +38,12 @@ class ListsPhrases(Protocol):
 
 @dataclass(frozen=True)
 class Augment:
-    """Which transforms are on, in this order: paraphrase, flip, crop, colour, jitter. None leaves one out.
+    """Which transforms are on, in this order: paraphrase, flip, crop, affine, colour, jitter. None leaves one out.
 
     Args:
         seed: of every random choice.
         max_source_pixels: limit on images that are opened here, as in ``ImageReader``.
+        affine: of points; runs from before there was one have none.
     """
 
     seed: int
@@ -51,12 +53,14 @@ class Augment:
     crop: Crop | None
     colour: Colour | None
     jitter: BoxJitter | None
+    affine: PointAffine | None = None
 
     @property
     def transforms(self) -> dict[str, Transform]:
         """Those that are on, by name, in order."""
         every: dict[str, Transform | None] = {
-            "paraphrase": self.paraphrase, "flip": self.flip, "crop": self.crop, "colour": self.colour, "jitter": self.jitter,
+            "paraphrase": self.paraphrase, "flip": self.flip, "crop": self.crop, "affine": self.affine, "colour": self.colour,
+            "jitter": self.jitter,
         }
         return {name: transform for name, transform in every.items() if transform is not None}
 

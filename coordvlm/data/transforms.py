@@ -210,7 +210,7 @@ class Colour:
     @staticmethod
     def speaks_of_colour(sample: Sample) -> bool:
         """Whether any text of the sample names a colour."""
-        texts = {o.desc for o in sample.objects} | set(sample.class_list or ()) | ({sample.phrase} if sample.phrase else set())
+        texts = {o.desc for o in sample.objects} | set(sample.class_list or ()) | {t for t in (sample.phrase, sample.category) if t}
         return any(words.names_colour(text) for text in texts)
 
 
