@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,12 @@ from coordvlm.utils.targets import iterate_targets, validate_targets
 from tests.compose import CONF, compose
 from tests.data.layouts import write_small
 from tests.data.phrase_layouts import write_small_phrases
+from tests.data.point_layouts import write_small_points
 from tests.data_root import peer_data
 from tests.e2e import coco
 from tests.e2e.commands import FAST, call, refusal, train
 from tests.folders import PRESETS, write_folder
+from tests.recipes import ANSWERING, COUNTING
 
 #: Experiments on real data -> the folder of the test data they need.
 REAL = {"overfit_bccd": "bccd", "overfit_refcoco_sample": "refcoco_sample"}
@@ -41,6 +44,8 @@ NEEDS = {
     ("sequence", "json_unit"): ["coords=unit", "loss=ce"],
     ("sequence", "qwen2_box"): ["coords=qwen1000", "loss=ce"],
 }
+#: What data with points choose.
+COUNTING_OPTIONS = (("task", "count"), ("metrics", "counting"), ("sequence", "count"), ("decode", "count"))
 COMMANDS = ("train", "eval", "predict", "bench", "compare", "audit")
 
 
@@ -50,10 +55,16 @@ def options_of(group: str, option: str, folder: Path) -> list[str]:
         return list(coco.write(folder, train=coco.content(), val=coco.content(3, first_id=50)))
     if (group, option) in (("task", "ground"), ("metrics", "grounding")):
         return ["data=phrases"]  # which chooses both
+    if (group, option) in COUNTING_OPTIONS:
+        return ["data=dots"]  # which chooses all of them
+    if group == "loss" and option in COUNTING:
+        return ["data=dots", f"loss={option}"]
     if group == "data" and option in ("jsonl", "yolo", "voc"):
         return write_small(option, folder)
     if group == "data" and option.startswith(("ref", "phrase_")):
         return write_small_phrases(option, folder)
+    if group == "data" and option in ("points", "fsc147", "coco_points"):
+        return write_small_points(option, folder)
     if group == "model" and not option.startswith("tiny"):
         return [f"model={option}", f"model.path={write_folder(folder, PRESETS[option])}", "trainer=cpu"]
     return [f"{group}={option}", *NEEDS.get((group, option), ())]
@@ -78,16 +89,17 @@ def test_every_folder_of_the_configuration_is_a_group_that_is_tested() -> None:
     assert {p.stem for p in CONF.glob("*.yaml")} == {*COMMANDS, "eval_base", "predict_base"}  # for run=null
 
 
+@cache
+def terms_of_recipes() -> frozenset[str]:
+    """Targets of all shipped recipes together."""
+    recipes = [compose(Path("run"), f"loss={recipe}").loss for recipe in (*ANSWERING, *COUNTING)]
+    return frozenset(node["_target_"] for recipe in recipes for _, node in iterate_targets(OmegaConf.to_container(recipe, resolve=True)))
+
+
 @pytest.mark.parametrize("term", sorted(p.stem for p in (CONF / "loss_term").glob("*.yaml")))
-def test_every_loss_term_is_part_of_a_recipe(tmp_path: Path, term: str) -> None:
+def test_every_loss_term_is_part_of_a_recipe(term: str) -> None:
     mine = yaml.safe_load((CONF / "loss_term" / f"{term}.yaml").read_text())["term"]["_target_"]
-    recipes = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
-    used = {
-        node["_target_"]
-        for recipe in recipes
-        for _, node in iterate_targets(OmegaConf.to_container(compose(tmp_path, f"loss={recipe}").loss, resolve=True))
-    }
-    assert mine in used
+    assert mine in terms_of_recipes()
 
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))

@@ -36,7 +36,7 @@ BOX_HEADS = ("box_end", "box_start")
 BOX_OUTPUTS = frozenset(output for output, heads in HEAD_OUTPUTS.items() if set(heads) <= set(BOX_HEADS))
 #: Column of the three states of a question that a point head reads, ``Batch.ask_row[:, column]``.
 _ASK_COLUMN = {"x": 0, "y": 1, "done": 2}
-#: The last layer of a point head starts this small: the first answers lie near the centre of the image and are undecided about done.
+#: The last layer of a point head starts this small: the first answers are near the centre of the image (the cell), and undecided.
 _FIRST_SCALE = 0.1
 
 
@@ -102,6 +102,8 @@ class SpatialHead(AtLeastFloat32):
         self.token, self.question = nn.Linear(width, hidden), nn.Linear(3 * width, hidden, bias=False)
         self.outer = nn.Linear(hidden, 4)
         _initialise((self.token, self.question, self.outer), generator)
+        with torch.no_grad():
+            self.outer.weight *= _FIRST_SCALE
 
     def forward(self, token_VD: Tensor, question_A3D: Tensor, token_ask_V: Tensor) -> Tensor:
         """float32[Nv, 4]: logits of next and of hit, offsets x and y from the cell's centre in half cells, not bounded.

@@ -28,11 +28,12 @@ from coordvlm.models.heads import build_heads
 from coordvlm.modules.strategies import make_strategy
 from coordvlm.utils import collectives
 from coordvlm.utils.devices import Devices
-from tests.compose import CONF, compose
+from tests.compose import compose
 from tests.modules.test_coord_lm import Gradients, Loader, module, samples, trainer, truth_of
+from tests.recipes import ANSWERING
 from tests.tiny import Tiny, tiny
 
-RECIPES = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
+RECIPES = ANSWERING  # those of counting need other batches: tests/losses/test_counting_recipes.py cuts their steps
 #: Accumulate -> name -> per rank the samples of each micro-batch of a window. -1 is a prompt with nothing supervised; sample 1 has no
 #: object. A window with fewer micro-batches than are accumulated stands last: the epoch ends in it.
 Layouts = dict[int, dict[str, list[list[list[int]]]]]

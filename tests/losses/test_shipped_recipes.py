@@ -1,4 +1,4 @@
-"""What every recipe of conf/loss must do, and the weights of those without flags."""
+"""What every recipe of conf/loss for answers in words must do, and the weights of those without flags; counting: test_counting_recipes.py."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +17,13 @@ from coordvlm.losses.weighted_sum import WeightedSum
 from coordvlm.utils.errors import ConfigError
 from coordvlm.utils.targets import validate_targets
 from tests.batches import K9, K999, RAGGED, make_batch, output_of, random_logits
+from tests.recipes import ANSWERING
 
 CONF = Path(__file__).parents[2] / "conf"
 PHASE1 = ("ce", "coordexp", "hybrid")
 #: Recipes that keep the flags of phase 1.
 FLAGGED = (*PHASE1, "ce_box_head")
-ALL = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
+ALL = ANSWERING
 SOFT = {"text_ce": 1, "soft_ce": 1, "w1": 0.05, "gate": 1}
 SEED = {"text_ce": 1, "soft_ce": 2, "w1": 1 / 999, "gate": 2}
 WEIGHTS: dict[str, dict[str, float]] = {
