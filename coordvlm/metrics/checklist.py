@@ -97,10 +97,12 @@ def _gap(curves: Mapping[str, Curve]) -> Check:
 
 
 def _spikes(curves: Mapping[str, Curve], gradients: Mapping[str, object] | None) -> Check:
+    """From the watch, which saw every step; else from the logged steps."""
     name = "loss spikes"
-    watched = gradients.get("loss_spikes") if gradients is not None else None
-    if isinstance(watched, int) and not isinstance(watched, bool):
-        return Check(name, "none", f"{watched} over all steps", float(watched), _status(watched == 0))
+    watched = [int(found["loss_spikes"]) for found in _parts(gradients, "tasks").values() if "loss_spikes" in found]
+    if watched and gradients is not None:
+        asks = f"no loss above {gradients.get('spike_factor')} × the median of the {gradients.get('spike_window')} before it"
+        return Check(name, asks, f"{sum(watched)} in all steps", float(sum(watched)), _status(not any(watched)))
     asks = f"no logged loss above {SPIKE:g} × the median of the {_BEFORE} before it"
     if "train_total_loss" not in curves:
         return _unknown(name, asks, "no log of the training loss")
@@ -115,17 +117,18 @@ def _spikes(curves: Mapping[str, Curve], gradients: Mapping[str, object] | None)
 
 def _gradients(gradients: Mapping[str, object] | None) -> Check:
     """The group that lies outside the range most often decides."""
-    name, asks = "gradients in range", f"≤ {OUTSIDE:.0%} of a group's steps outside the range"
-    groups = gradients.get("groups") if gradients is not None else None
-    shares = {
-        str(group): float(share)
-        for group, found in (groups.items() if isinstance(groups, Mapping) else ())
-        if isinstance(found, Mapping) and isinstance(share := found.get("outside"), int | float) and math.isfinite(share)
-    }
-    if not shares:
+    name, asks = "gradients in range", f"≤ {OUTSIDE:.0%} of a group's steps outside the healthy range"
+    shares = {group: float(found["share_outside"]) for group, found in _parts(gradients, "groups").items() if "share_outside" in found}
+    if not shares or gradients is None:
         return _unknown(name, asks, "gradient norms were not watched")
     worst = max(shares, key=lambda group: shares[group])
-    return Check(name, asks, f"{shares[worst]:.1%} of {worst}", shares[worst], _status(shares[worst] <= OUTSIDE))
+    return Check(name, asks, f"{shares[worst]:.1%} of {worst} outside {gradients.get('healthy')}", shares[worst],
+                 _status(shares[worst] <= OUTSIDE))  # fmt: skip
+
+
+def _parts(gradients: Mapping[str, object] | None, key: str) -> Mapping[str, Mapping[str, float]]:
+    found = gradients.get(key) if gradients is not None else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _unknown(name: str, asks: str, why: str) -> Check:

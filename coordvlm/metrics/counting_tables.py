@@ -153,8 +153,8 @@ def error_histogram(steps: Steps) -> list[HistogramRow]:
         below += int(both[i])
         label = f"> {low:g}" if math.isinf(high) else f"{low:g} – {high:g}"
         wanted = {tier: share for tier, (share, radius, _) in TIERS.items() if radius == high}
-        shares = (float(n) / total for n in (both[i], x[i], y[i], below))
-        rows.append(HistogramRow(label, low, high, int(both[i]), *shares, wanted))
+        share, share_x, share_y, within = (float(n) / total for n in (both[i], x[i], y[i], below))
+        rows.append(HistogramRow(label, low, high, int(both[i]), share, share_x, share_y, within, wanted))
     return rows
 
 

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 
+from coordvlm.callbacks.gradient_health import GradientHealth
 from coordvlm.contracts import Evaluation, Interval
 from coordvlm.metrics.checklist import checklist
 from coordvlm.metrics.counting_tables import REGIONS, STEP_COLUMNS, counting_tables, counting_to_json, steps_csv
@@ -131,9 +132,18 @@ def test_steps_as_a_file(case):
 
 
 # ------------------------------------------------------------------- checklist
+def health(share_outside):
+    return {"steps": 100, "min": 0.1, "median": 1.0, "max": 2.0, "share_outside": share_outside}
+
+
+def watch(spikes):
+    return {"steps": 100, "clipped_steps": 3, "loss_spikes": spikes, "spike_steps": list(range(spikes))}
+
+
 GOOD = {"pck384_5": 0.96, "pck384_8": 0.99, "pck384_15": 0.995, "px384_mean": 2.0, "px384_median": 1.2}
 CURVES = {"train_total_loss": FLAT, "val_total_loss": ([19.0, 39.0], [9.0, 2.0])}
-HEALTH = {"groups": {"x": {"outside": 0.01}, "rows": {"outside": 0.04}}, "loss_spikes": 0}
+HEALTH = {"healthy": [1e-4, 10.0], "spike_factor": 4.0, "spike_window": 20, "groups": {"x": health(0.01), "rows": health(0.04)},
+          "tasks": {"regression": watch(0), "classification": watch(0)}}
 
 
 def checks(values=GOOD, curves=CURVES, gradients=HEALTH):
@@ -151,7 +161,7 @@ def test_a_good_run_passes_everything():
     found = checks()
     assert (found["tier stretch"].value, found["median"].value, found["train/validation gap"].value) == (0.96, 1.2, 2.0)
     assert found["beyond 15 px"].value == pytest.approx(0.005)
-    assert found["gradients in range"].found == "4.0% of rows"
+    assert found["gradients in range"].found == "4.0% of rows outside [0.0001, 10.0]"
 
 
 def test_what_is_unknown_never_passes():
@@ -196,7 +206,8 @@ def test_spikes_are_counted_by_the_watch_or_in_the_log():
     assert (found.status, found.value) == ("fail", 1.0)
     assert "step 25" in found.found
     assert checks(curves={"train_total_loss": jump})["loss spikes"].status == "pass", "the watch saw every step"
-    assert checks(gradients=HEALTH | {"loss_spikes": 3})["loss spikes"].status == "fail"
+    found = checks(gradients=HEALTH | {"tasks": {"regression": watch(0), "classification": watch(3)}})["loss spikes"]
+    assert (found.status, found.value, found.asks) == ("fail", 3.0, "no loss above 4.0 × the median of the 20 before it")
     falling = ([float(i) for i in range(40)], [100.0 * 0.8**i for i in range(40)])
     assert checks(curves={"train_total_loss": falling}, gradients=None)["loss spikes"].status == "pass"
     short = (FLAT[0][:10], FLAT[1][:10])
@@ -204,5 +215,17 @@ def test_spikes_are_counted_by_the_watch_or_in_the_log():
 
 
 def test_the_group_that_is_outside_most_often_decides():
-    found = checks(gradients={"groups": {"x": {"outside": 0.0}, "y": {"outside": 0.2}}})["gradients in range"]
-    assert (found.status, found.value, found.found) == ("fail", 0.2, "20.0% of y")
+    found = checks(gradients=HEALTH | {"groups": {"x": health(0.0), "y": health(0.2)}})["gradients in range"]
+    assert (found.status, found.value) == ("fail", 0.2)
+    assert found.found.startswith("20.0% of y")
+
+
+def test_the_watch_of_a_run_is_understood():
+    """Its own summary, of a callback that has seen some steps."""
+    callback = GradientHealth(every_n_steps=1, healthy=[0.1, 10.0], warn_every_n_steps=100, spike_factor=4.0, spike_window=10)
+    callback.norms["x"] += [1.0] * 9 + [11.0]
+    for number, loss in enumerate([1.0] * 12 + [9.0]):
+        callback._judge_loss("", number, loss)
+    found = checks(gradients=callback.findings()["gradient_health"])
+    assert (found["gradients in range"].value, found["gradients in range"].status) == (0.1, "fail")
+    assert (found["loss spikes"].value, found["loss spikes"].status) == (1.0, "fail")
