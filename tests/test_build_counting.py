@@ -1,0 +1,33 @@
+"""Settings of counting: what is measured enters the protocol, and what cannot be measured is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from coordvlm.build.counting import count_settings
+from coordvlm.utils.errors import ConfigError
+from tests.compose import CONF
+
+SPATIAL: Any = SimpleNamespace(needs=frozenset({"token_next", "token_hit", "token_offset", "done_logit"}))
+
+
+def config(*, target: str = "next", **metrics: Any) -> DictConfig:
+    decode, counting = (yaml.safe_load((CONF / name).read_text()) for name in ("decode/count.yaml", "metrics/counting.yaml"))
+    return OmegaConf.create({"decode": decode, "metrics": counting | metrics, "sequence": {"target": target}})
+
+
+@pytest.mark.parametrize("any_unmarked", [False, True])
+def test_what_errors_are_measured_to_is_part_of_the_protocol(any_unmarked: bool) -> None:
+    found = count_settings(config(any_unmarked=any_unmarked, tolerance_px=4.0), SPATIAL)
+    assert (found["readout"], found["any_unmarked"], found["tolerance_px"]) == ("spatial", any_unmarked, 4.0)
+
+
+def test_any_unmarked_object_is_right_where_there_is_no_next_one() -> None:
+    with pytest.raises(ConfigError, match=r"sequence\.target=nearest knows no next object.*metrics\.any_unmarked=true"):
+        count_settings(config(target="nearest"), SPATIAL)
+    assert count_settings(config(target="nearest", any_unmarked=True), SPATIAL)["any_unmarked"]
