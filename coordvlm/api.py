@@ -8,11 +8,14 @@
 
     for found in coordvlm.load("outputs/train/<run>").detect("photo.jpg").boxes:
         print(found.desc, found.box, found.score)
+
+    dots = coordvlm.load("outputs/train/<run>").count("photo.jpg", "red dot")
+    dots.count, dots.finished, [(p.x, p.y) for p in dots.points]
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from coordvlm.build.predictor import Predictor
+    from coordvlm.sequence.count_answer import CountAnswer
     from coordvlm.sequence.postprocess import Answer
 
 
@@ -45,7 +49,7 @@ def load(
 
 
 class Model:
-    """Answers about images, given as a path or a PIL image. Boxes are xyxy in pixels of the displayed image (EXIF applied).
+    """Answers about images, given as a path or a PIL image. Boxes (xyxy) and points are in pixels of the displayed image (EXIF applied).
 
     Args:
         name: of the run, for errors.
@@ -80,8 +84,38 @@ class Model:
         self.predictor.require("detect", who=self.name)
         return self._answers(image, [None])[0]
 
+    @overload
+    def count(self, image: str | Path | Image.Image, phrase: str) -> CountAnswer: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def count(self, image: str | Path | Image.Image, phrase: Sequence[str]) -> list[CountAnswer]: ...
+
+    def count(self, image: str | Path | Image.Image, phrase: str | Sequence[str]) -> CountAnswer | list[CountAnswer]:
+        """How many there are of what a phrase names, and where; for several phrases one count each, in their order.
+
+        Raises:
+            ConfigError: the run was not trained to count, or a phrase is blank. DataError: the image cannot be read.
+        """
+        self.predictor.require("count", who=self.name)
+        asked = [phrase] if isinstance(phrase, str) else list(phrase)
+        found: list[CountAnswer] = self._asked(image, asked, self.predictor.count)
+        return found[0] if isinstance(phrase, str) else found
+
     def _answers(self, image: str | Path | Image.Image, phrases: Sequence[str | None]) -> list[Answer]:
         from coordvlm.sequence.postprocess import finish
+
+        found = self._asked(image, phrases, self.predictor.answer)
+        asked = [p if p is None else p.strip() for p in phrases]
+        return [finish(p, phrase=phrase, min_score=self.min_score) for p, phrase in zip(found, asked, strict=True)]
+
+    def _asked(
+        self, image: str | Path | Image.Image, phrases: Sequence[str | None], ask: Callable[[Sequence[Any]], list[Any]]
+    ) -> list[Any]:
+        """What the predictor says, in order; ask: a batch of requests -> one answer each.
+
+        Raises:
+            ConfigError: a blank phrase. DataError: the first request that could not be answered.
+        """
         from coordvlm.utils.errors import ConfigError, DataError
 
         if any(p is not None and not p.strip() for p in phrases):
@@ -90,14 +124,13 @@ class Model:
         opened = Path(image).expanduser() if isinstance(image, str | Path) else image
         name, where = (opened.name, str(opened)) if isinstance(opened, Path) else ("image", "image in memory")
         frame = requests.frame(opened, where=where)
-        asked = [p if p is None else p.strip() for p in phrases]
-        encoded = [requests.encode(frame, p, name=name, where=where) for p in asked]
-        answers: list[Answer] = []
+        encoded = [requests.encode(frame, p if p is None else p.strip(), name=name, where=where) for p in phrases]
+        answers: list[Any] = []
         while encoded:
             size = self.predictor.batch_size(encoded[0])
             part, encoded = encoded[:size], encoded[size:]
-            for prediction in self.predictor.answer(part):
-                if isinstance(prediction, DataError):
-                    raise prediction
-                answers.append(finish(prediction, phrase=asked[len(answers)], min_score=self.min_score))
+            for found in ask(part):
+                if isinstance(found, DataError):
+                    raise found
+                answers.append(found)
         return answers

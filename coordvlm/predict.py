@@ -1,12 +1,13 @@
-"""Ask a trained run about images: where is what a phrase names, or what is there and where.
+"""Ask a trained run about images: where is what a phrase names, what is there and where, or how many of something there are.
 
 python -m coordvlm.predict run=latest images=photos/ phrase="the cup left of the plate"
 python -m coordvlm.predict run=latest images='photos/*.jpg' phrases=phrases.txt      each line asked of each image
 python -m coordvlm.predict run=latest phrases=asked.jsonl                           lines with "image" and "phrase"; or CSV
 python -m coordvlm.predict run=outputs/train/<run> images=photos/ task=detect
+python -m coordvlm.predict run=outputs/train/<run> images=photos/ task=count phrase="red dot" gif=true
 python -m coordvlm.predict run=null model=qwen3vl_4b sequence=json_digits coords=qwen1000 task=ground images=a.jpg phrase="a cup"
                                                                                      an untouched base model
-Writes predictions.jsonl (boxes in source pixels), overlays/, and errors.jsonl where an image could not be read.
+Writes predictions.jsonl (boxes or points in source pixels), overlays/, and errors.jsonl where an image could not be read.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ from coordvlm.utils.asked import Request, read_requests
 from coordvlm.utils.cli import REFUSED, report_error, run_command
 from coordvlm.utils.errors import ConfigError, CoordVLMError
 from coordvlm.utils.overrides import quote_free_text
-from coordvlm.utils.run_config import OF_TRAINING, base_arguments
+from coordvlm.utils.run_config import OF_TRAINING, UNTRAINED, base_arguments
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from coordvlm.build.predictor import Predictor
+    from coordvlm.callbacks.answering import Summary
+    from coordvlm.callbacks.counting_answers import CountSummary
     from coordvlm.utils.record import RunRecord
 
 #: What is composed for ``run=null``.
 BASE_CONFIG = "predict_base"
 #: Groups and keys that decide nothing where no data are read and nothing is scored.
 _IDLE = (*OF_TRAINING, "data", "metrics", "callbacks", "overfit", "base")
-_TASKS = ("detect", "ground")
+_TASKS = ("detect", "ground", "count")
+#: Tasks that are told what to look for.
+_BY_PHRASE = ("ground", "count")
 
 
 def main(cfg: DictConfig) -> None:
@@ -55,24 +60,49 @@ def _predict(cfg: DictConfig, requests: Sequence[Request], record: RunRecord) ->
         import torch
 
         from coordvlm.callbacks.answering import answer_all
+        from coordvlm.callbacks.counting_answers import count_all
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     with record.time("build"):
         predictor, who, source = _open(cfg)
-        predictor.require("detect" if requests[0].phrase is None else "ground", who=who)
+        predictor.require(_asked(cfg, requests, predictor.task), who=who)
+        _require_options(cfg, predictor.task, who)
     record.update(
         predicted_with=source, contract=predictor.model.contract.hash(), decode=predictor.settings,
         device={"device": str(predictor.device), "precision": predictor.precision},
     )
+    how: dict[str, Any] = {
+        "batch_size": None if cfg.batch_size == "auto" else cfg.batch_size, "overlays": cfg.overlays,
+        "num_workers": None if cfg.num_workers == "auto" else cfg.num_workers,
+    }
+    summary: CountSummary | Summary
     with record.time("predict"):
-        summary = answer_all(
-            predictor, requests, Path(cfg.paths.run_dir), batch_size=None if cfg.batch_size == "auto" else cfg.batch_size,
-            num_workers=None if cfg.num_workers == "auto" else cfg.num_workers, overlays=cfg.overlays, min_score=cfg.min_score,
-        )
+        if predictor.task == "count":
+            summary = count_all(predictor, requests, Path(cfg.paths.run_dir), gif=cfg.gif, **how)
+        else:
+            summary = answer_all(predictor, requests, Path(cfg.paths.run_dir), min_score=cfg.min_score, **how)
     record.update(counts=summary.counts())
     print(summary.sentence())
     if not summary.num_answered:
         raise CoordVLMError(f"none of {len(requests)} requests could be answered; the first: {summary.first_error}")
+
+
+def _asked(cfg: DictConfig, requests: Sequence[Request], trained: str) -> str:
+    """The task that was asked for: as said, else by whether there are phrases; a phrase means what the run was trained for."""
+    said = cfg.task if cfg.run is None else cfg.asked_task
+    if said is not None:
+        return str(said)
+    if requests[0].phrase is None:
+        return "detect"
+    return trained if trained in _BY_PHRASE else "ground"
+
+
+def _require_options(cfg: DictConfig, task: str, who: str) -> None:
+    """Refuse options that would have no effect."""
+    if cfg.gif and task != "count":
+        raise ConfigError(f"gif=true films a count, and {who} is for task={task}")
+    if cfg.min_score and task == "count":
+        raise ConfigError(f"min_score={cfg.min_score} is for boxes, and {who} counts: decode.stop_done decides where a count ends")
 
 
 def _open(cfg: DictConfig) -> tuple[Predictor, str, dict[str, Any]]:
@@ -98,16 +128,20 @@ def check(cfg: DictConfig) -> None:
     asks = cfg.phrase is not None or cfg.phrases is not None
     if task == "detect" and asks:
         raise ConfigError("task=detect names every object and takes no phrase; leave out task=detect, or phrase= and phrases=")
-    if task == "ground" and not asks:
-        raise ConfigError('task=ground looks for what a phrase names: add phrase="..." or phrases=<file>')
+    if task in _BY_PHRASE and not asks:
+        does = "looks for" if task == "ground" else "counts"
+        raise ConfigError(f'task={task} {does} what a phrase names: add phrase="..." or phrases=<file>')
+    if cfg.run is None and task == "count":
+        raise ConfigError(UNTRAINED)
     for key, least in (("batch_size", 1), ("num_workers", 0)):
         value = cfg[key]
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ConfigError(f"{key} must be auto or an integer of at least {least}, got {value!r}")
     if isinstance(cfg.min_score, bool) or not isinstance(cfg.min_score, int | float) or not math.isfinite(cfg.min_score):
         raise ConfigError(f"min_score must be a number, got {cfg.min_score!r}")
-    if not isinstance(cfg.overlays, bool):
-        raise ConfigError(f"overlays must be true or false, got {cfg.overlays!r}")
+    for key in ("overlays", "gif"):
+        if not isinstance(cfg[key], bool):
+            raise ConfigError(f"{key} must be true or false, got {cfg[key]!r}")
     read_requests(cfg.images, phrase=cfg.phrase, phrases=cfg.phrases)
 
 

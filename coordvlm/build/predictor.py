@@ -4,66 +4,46 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 
 from coordvlm.analysis.decode_batch import decode_batch_size, is_out_of_memory
+from coordvlm.build.counting import build_counter, count_settings
 from coordvlm.build.decoding import build_answerer, decode_settings
 from coordvlm.build.model import Model, build_model, task_of
+from coordvlm.build.requests import Countable, CountRequestEncoder, RequestEncoder
 from coordvlm.callbacks.checkpoint import load_trained
 from coordvlm.contracts import Encoded, Object, Prediction, Sample
-from coordvlm.data.images import open_image, target_size
+from coordvlm.data.images import target_size
+from coordvlm.modules.answerer import Answerer
+from coordvlm.modules.counter import Counter
 from coordvlm.modules.precision import cast_weights
 from coordvlm.sequence.collate import SequenceEncoder
+from coordvlm.sequence.count_answer import CountAnswer, finish_count
 from coordvlm.utils.devices import settle
 from coordvlm.utils.errors import ConfigError, DataError
 from coordvlm.utils.record import RunRecord
-from coordvlm.utils.run_config import saved_config
+from coordvlm.utils.run_config import UNTRAINED, require_setting, saved_config
 from coordvlm.utils.runs import RunRef, resolve_run
 from coordvlm.utils.seeds import choose_seed, seed_everything
 
 #: An answer of this many words per thing, where no run has measured how long answers are.
 _WORDS = "a thing described in some more words"
-_ASKED = {"ground": "it looks for what phrase= or phrases= names", "detect": "it names every object (task=detect, without a phrase)"}
-
-
-@dataclass(frozen=True)
-class RequestEncoder:
-    """Requests -> what the decoder takes. Picklable: worker processes get a copy.
-
-    Args:
-        max_pixels: a larger source image is refused. classes: names for the prompt.
-    """
-
-    encoder: SequenceEncoder
-    max_pixels: int
-    classes: tuple[str, ...]
-
-    def frame(self, image: Path | Image.Image, *, where: object) -> Image.Image:
-        """The displayed image, RGB.
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        return open_image(image, declared=None, max_pixels=self.max_pixels, where=where)
-
-    def encode(self, frame: Image.Image, phrase: str | None, *, name: str, where: object) -> Encoded:
-        """A request made ready. ``name`` of the image and the phrase seed what is drawn.
-
-        Raises:
-            DataError: the image is too elongated, or the prompt too long.
-        """
-        named = name if phrase is None else f"{name}, {phrase!r}"
-        listed = self.classes or None
-        sample = Sample(named, frame, frame.width, frame.height, (), phrase=phrase, class_list=listed, meta={"where": where})
-        return self.encoder.encode(sample, epoch=0, with_answer=False)
+_ASKED = {
+    "ground": "it looks for what phrase= or phrases= names",
+    "detect": "it names every object (task=detect, without a phrase)",
+    "count": "it counts what phrase= or phrases= names",
+}
+#: Bytes of opened images that are counted at once: each is drawn on at every step, so it stays in memory at its own size.
+_FRAME_BYTES = 2**30
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 
 
 class Predictor:
@@ -86,8 +66,11 @@ class Predictor:
         cfg = copy.deepcopy(cfg)
         for key, value in (("accelerator", devices.accelerator), ("devices", 1), ("precision", devices.precision)):
             OmegaConf.update(cfg, f"trainer.{key}", value)  # what is built may ask where it will run
-        self.settings: dict[str, Any] = decode_settings(cfg)
-        self.task, self.readout = task_of(cfg), str(cfg.decode.readout)
+        self.task = task_of(cfg)
+        if self.task == "count" and checkpoint is None:
+            raise ConfigError(UNTRAINED)
+        self.settings: dict[str, Any] = count_settings(cfg, instantiate(cfg.loss)) if self.task == "count" else decode_settings(cfg)
+        self.readout = str(self.settings["readout"])
         seed_everything(choose_seed(cfg.seed))
         self.model: Model = build_model(cfg)
         self.classes = tuple(classes)
@@ -96,8 +79,15 @@ class Predictor:
             load_trained(checkpoint, self.model.backbone, self.model.contract)
         if self.settings["max_new_tokens"] is None:
             self.settings["max_new_tokens"] = budget or self._longest_answer(int(cfg.sequence.max_objects))
-        self.answerer = build_answerer(cfg, self.model, self.settings)
-        self.requests = RequestEncoder(self.model.encoder, int(cfg.model.max_source_pixels), self.classes)
+        self.answerer: Answerer | Counter
+        self.requests: RequestEncoder | CountRequestEncoder
+        max_pixels, encoder = int(cfg.model.max_source_pixels), self.model.encoder
+        if isinstance(encoder, SequenceEncoder):
+            self.answerer = build_answerer(cfg, self.model, self.settings)
+            self.requests = RequestEncoder(max_pixels, encoder, self.classes)
+        else:
+            self.answerer = build_counter(self.model, self.settings, find=None)
+            self.requests = CountRequestEncoder(max_pixels, encoder)
         kind = {"gpu": "cuda"}.get(devices.accelerator, devices.accelerator)
         self.device = torch.device(kind, devices.indices[0]) if kind == "cuda" else torch.device(kind)
         backbone = self.model.backbone.eval()
@@ -134,18 +124,34 @@ class Predictor:
         built = self.model.target.build(sample, epoch=0, model_size=target_size(self.model.contract.resize, *size))
         return int(len(built.ids) * 1.5) + 8
 
-    def batch_size(self, sample: Encoded) -> int:
+    def batch_size(self, item: Encoded | Countable) -> int:
         """Requests like this one to answer at once."""
+        first = item.first if isinstance(item, Countable) else item
         tokens = int(self.settings["max_new_tokens"])
-        guess = decode_batch_size(self.model.backbone, sample, max_new_tokens=tokens, device=self.device)
+        guess = decode_batch_size(self.model.backbone, first, max_new_tokens=tokens, device=self.device)
+        if isinstance(item, Countable):
+            guess = min(guess, int(self.settings["max_batch"]), max(1, _FRAME_BYTES // (3 * item.sample.width * item.sample.height)))
         return guess if self.most_at_once is None else min(guess, self.most_at_once)
 
     def answer(self, encoded: Sequence[Encoded]) -> list[Prediction | DataError]:
         """One per request, in order. Where memory runs out the batch is halved; a request too large by itself has an error instead."""
-        if not encoded:
+        return self._halving(encoded, self._decode, lambda one: one.id)
+
+    def count(self, items: Sequence[Countable], *, on_step: Callable[[], Any] | None = None) -> list[CountAnswer | DataError]:
+        """The loop, on all images at once; memory as in ``answer``. A question that cannot be asked is its own image's error.
+
+        Args:
+            on_step: called for every image at every step.
+        """
+        return self._halving(items, lambda part: self._count(part, on_step), lambda one: one.sample.id)
+
+    def _halving(
+        self, items: Sequence[_Item], ask: Callable[[Sequence[_Item]], Sequence[_Found | DataError]], name: Callable[[_Item], object]
+    ) -> list[_Found | DataError]:
+        if not items:
             return []
         try:
-            return list(self._decode(encoded))
+            return list(ask(items))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -153,19 +159,41 @@ class Predictor:
         gc.collect()  # the failed batch's tensors hang on the traceback until here
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(encoded) == 1:
-            return [DataError("must fit into memory by itself; use a smaller resize", where=encoded[0].id, value=reason)]
-        half = (len(encoded) + 1) // 2
+        if len(items) == 1:
+            return [DataError("must fit into memory by itself; use a smaller resize", where=name(items[0]), value=reason)]
+        half = (len(items) + 1) // 2
         self.most_at_once = half
-        return self.answer(encoded[:half]) + self.answer(encoded[half:])
+        return self._halving(items[:half], ask, name) + self._halving(items[half:], ask, name)
 
     @torch.no_grad()
     def _decode(self, encoded: Sequence[Encoded]) -> list[Prediction]:
-        mixed = self.precision == "bf16-mixed"
-        context: AbstractContextManager[Any] = torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
-        with context:
+        assert isinstance(self.answerer, Answerer), "see require"
+        with self._precision():
             batch = self.model.encoder.collate(encoded).to(self.device)
             return self.answerer.ask(batch, [self.readout])[self.readout]
+
+    def _count(self, items: Sequence[Countable], on_step: Callable[[], Any] | None) -> list[CountAnswer | DataError]:
+        assert isinstance(self.answerer, Counter), "see require"
+        samples = [item.sample for item in items]
+        p_done: dict[int, list[float]] = {id(sample): [] for sample in samples}  # names of images need not differ
+
+        def watch(sample: Sample, frame: object, marks: object, probability: float) -> None:
+            p_done[id(sample)].append(probability)
+            if on_step is not None:
+                on_step()
+
+        try:
+            with self._precision():
+                found = self.answerer.count(samples, self.readout, watch=watch)
+        except DataError as error:  # a prompt that grew too long with the number of marks
+            return [error] if len(items) == 1 else [answer for item in items for answer in self._count([item], on_step)]
+        return [
+            finish_count(prediction, phrase=str(sample.category), p_done=p_done[id(sample)])
+            for sample, prediction in zip(samples, found, strict=True)
+        ]
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()
 
 
 def open_run(run: str | Path, *, outputs: Path | None = None, decode: Mapping[str, Any], **settings: Any) -> tuple[Predictor, RunRef]:
@@ -176,12 +204,13 @@ def open_run(run: str | Path, *, outputs: Path | None = None, decode: Mapping[st
         decode: settings that replace the run's; None: as in the run.
         settings: ``device``, ``precision`` and ``classes`` of ``Predictor``.
     Raises:
-        ConfigError: no such run. ContractError: the checkpoint does not fit its configuration.
+        ConfigError: no such run, or a setting of another task. ContractError: the checkpoint does not fit its configuration.
     """
     ref = resolve_run(run, outputs=outputs)
     config = saved_config(ref.run_dir)
     for key, value in decode.items():
         if value is not None:
+            require_setting(config, "decode", key)
             OmegaConf.update(config, f"decode.{key}", value)
     budget = (RunRecord.read(ref.run_dir).get("decode") or {}).get("max_new_tokens")
     return Predictor(config, checkpoint=ref.checkpoint_dir, budget=budget, **settings), ref

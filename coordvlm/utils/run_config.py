@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 OF_THE_RUN = ("model", "adapter", "sequence", "coords")
 #: Groups and keys of ``train`` that mean nothing where nothing is trained.
 OF_TRAINING = ("loss", "adapter", "augment", "optim", "logger", "init", "resume", "inspect")
+#: Why there is no counting with ``run=null``.
+UNTRAINED = (
+    "an untouched base model cannot count: points and their end are read by heads (x, y, done) that only a training has values for; "
+    "train one with python -m coordvlm.train data=dots (or points, fsc147), and name it with run="
+)
 #: Settings of ``decode`` that runs of before have not written down.
 _OF_DRAWING = ("samples", "retries", "temperature", "top_p", "seed")
 _SHOWS = frozenset({"--help", "-h", "--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc"})
