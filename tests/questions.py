@@ -63,7 +63,8 @@ def make_questions(asks: Sequence[Ask], *, grid: Grid = K9, nearest: bool = Fals
                 tokens["centre"].append(list(centre))
                 tokens["half"].append(list(half))
                 tokens["hit"].append(float(bool(inside)))
-                tokens["offset"].append([0.0, 0.0] if first is None else [(2 * p - 1 - m) / h for p, m, h in zip(first, centre, half, strict=True)])
+                away = [(2 * p - 1 - m) / h for p, m, h in zip(first or (0.0, 0.0), centre, half, strict=True)]
+                tokens["offset"].append(away if first else [0.0, 0.0])
                 tokens["next"].append(float(ask.has_xy and bool(inside) and (nearest or ask.unmarked[0] in inside)))
         if ask.has_xy:
             slots += [(ask_row[b][axis], int(grid.encode(value)), value, axis) for axis, value in enumerate(ask.unmarked[0])]
@@ -77,7 +78,8 @@ def make_questions(asks: Sequence[Ask], *, grid: Grid = K9, nearest: bool = Fals
         image_grid_thw=torch.tensor([[1, 2 * a.cells[0], 2 * a.cells[1]] for a in asks]),
         text_row=none, text_target=none, text_is_end=none.bool(),
         slot_row=torch.tensor([s[0] for s in slots], dtype=torch.long), slot_bin=torch.tensor([s[1] for s in slots], dtype=torch.long),
-        slot_value=torch.tensor([s[2] for s in slots], dtype=torch.float32), slot_axis=torch.tensor([s[3] for s in slots], dtype=torch.uint8),
+        slot_value=torch.tensor([s[2] for s in slots], dtype=torch.float32),
+        slot_axis=torch.tensor([s[3] for s in slots], dtype=torch.uint8),
         box_slot=none.view(0, 4), box_sample=none, box_prev=none,
         counts={
             "text": 0, "slot": len(slots), "box": 0, "point": int(has_xy.sum()), "done": int(has_done.sum()), "image_token": len(image),

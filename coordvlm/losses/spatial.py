@@ -43,7 +43,8 @@ def token_next_ce(score_V: Tensor, true_V: Tensor, ask_V: Tensor, asks_A: Tensor
 
 def hard_points(score_V: Tensor, offset_V2: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """long[A], the image token of each question with the highest score, and float[A, 2], its own offset from its centre in [-1, 1]."""
-    best_A = segments.argmax(score_V, batch.token_ask, len(batch.ask_row)).clamp(max=len(score_V) - 1)  # scores that are no number have none
+    best_A = segments.argmax(score_V, batch.token_ask, len(batch.ask_row))
+    best_A = best_A.clamp(max=len(score_V) - 1)  # scores that are no number have no highest one
     return best_A, (batch.token_centre + offset_V2 * batch.token_half)[best_A]
 
 

@@ -26,8 +26,8 @@ from coordvlm.utils.errors import ConfigError
 AVERAGES = ("token", "group")
 #: The phase-1 name of the part of the loss that a kind of item makes up; ``done_loss`` is counting's.
 PHASE1_PART = {
-    "text": "text_loss", "slot": "coord_ce_loss", "box": "coord_loss", "query": "coord_loss", "point": "coord_loss", "image_token": "coord_loss",
-    "hit": "coord_loss", "done": "done_loss",
+    "text": "text_loss", "slot": "coord_ce_loss", "done": "done_loss",
+    **dict.fromkeys(("box", "query", "point", "image_token", "hit"), "coord_loss"),
 }
 _ALWAYS_LOGGED = ("total_loss", "text_loss", "coord_ce_loss", "coord_loss")
 _OUTPUT_FIELDS = frozenset(f.name for f in fields(ModelOutput))
@@ -141,10 +141,11 @@ class WeightedSum(nn.Module):
                 raise ConfigError(f"loss term {name!r} needs {missing}, which {who} does not give; it gives {sorted(available)}")
 
     def require_items(self, available: Collection[str], *, who: str) -> None:
-        """Refuse a recipe with a term or monitor on items that ``who`` (a task, for the message) never has: it would be 0 without a word."""
+        """Refuse a recipe with a term or monitor on items that ``who`` (a task, for the message) never has: it would be 0 unnoticed."""
         for name, term in self._parts():
             if term.items not in available:
-                raise ConfigError(f"loss term {name!r} is a mean over {term.items!r} items, of which {who} has none; it has {', '.join(available)}")
+                known = ", ".join(available)
+                raise ConfigError(f"loss term {name!r} is a mean over {term.items!r} items, of which {who} has none; it has {known}")
 
     def without_slots(self, *, format: str) -> WeightedSum:
         """This recipe for a sequence ``format`` that writes coordinates as ordinary text, where no coordinate token exists.

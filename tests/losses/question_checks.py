@@ -38,10 +38,11 @@ def assert_is_a_question_term(term: LossTerm) -> None:
         part = run(term, states[b : b + 1, : alone.input_ids.shape[1]], alone)
         assert torch.allclose(out.per_item[out.item_sample == b].sum(), part.sum)
     given = {name: getattr(answers_of(states, batch), name).detach() for name in term.needs}
+    decode = decoder() if term.decodes else None
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         low = {name: value.to(dtype) for name, value in given.items()}
-        found = term(Slots(ModelOutput(**low), batch, decoder() if term.decodes else None))
-        exact = term(Slots(ModelOutput(**{name: value.double() for name, value in low.items()}), batch, decoder() if term.decodes else None))
+        found = term(Slots(ModelOutput(**low), batch, decode))
+        exact = term(Slots(ModelOutput(**{name: value.double() for name, value in low.items()}), batch, decode))
         assert found.sum.dtype == torch.float32
         assert torch.allclose(found.sum.double(), exact.sum, rtol=1e-5)
     assert torch.autograd.gradcheck(lambda x: run(term, x, batch).sum, (states,), fast_mode=True)

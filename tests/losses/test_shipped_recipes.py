@@ -1,4 +1,7 @@
-"""What every recipe of conf/loss for answers in words must do, and the weights of those without flags; counting: test_counting_recipes.py."""
+"""What every recipe of conf/loss for answers in words must do, and the weights of those without flags.
+
+Recipes of counting, which need questions: test_counting_recipes.py.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

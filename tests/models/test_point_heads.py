@@ -19,7 +19,7 @@ from coordvlm.models.heads import BOX_OUTPUTS, HEAD_OUTPUTS, NumberHead, Spatial
 from coordvlm.models.tiny import tiny_tokenizer
 from coordvlm.models.tokens import add_coord_tokens, coord_vocab
 from coordvlm.utils.errors import ConfigError
-from tests.questions import DONE, IMAGE, RAGGED, X, Y, Ask, make_questions
+from tests.questions import DONE, IMAGE, RAGGED, Ask, X, Y, make_questions
 from tests.tiny import COORD_TOKEN, tiny_hf
 
 MARKERS = ("<x>", "<y>", "<done>")
@@ -56,8 +56,8 @@ def questions(model: Backbone) -> Batch:
 
 
 def recipe() -> WeightedSum:
-    terms = {"l1": PointL1(), "done": DoneBCE(), "next": TokenNextCE(), "hit": TokenHitBCE(positive_weight=1.0), "offset": TokenOffset(beta=0.1)}
-    return WeightedSum({name: Weighted(term, 1.0) for name, term in terms.items()}, average="group")
+    terms = (PointL1(), DoneBCE(), TokenNextCE(), TokenHitBCE(positive_weight=1.0), TokenOffset(beta=0.1))
+    return WeightedSum({type(term).__name__: Weighted(term, 1.0) for term in terms}, average="group")
 
 
 def test_every_head_reads_the_states_it_is_meant_to() -> None:
