@@ -73,7 +73,7 @@ def choices() -> dict[str, Any]:
     from hydra.core.hydra_config import HydraConfig
 
     hydra = HydraConfig.get()
-    names = ("experiment", "loss", "model", "adapter", "data", "task", "sequence", "coords", "debug")
+    names = ("experiment", "loss", "model", "adapter", "data", "task", "schedule", "sequence", "coords", "debug")
     chosen = hydra.runtime.choices
     folder = next((s.path for s in hydra.runtime.config_sources if s.provider == "command-line"), None)
     config = {"name": hydra.job.config_name, "folder": folder}
@@ -240,8 +240,11 @@ def _fit(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
             log.continue_from(ref.run_dir / "log.csv", done)
         record.update(resumed_from=str(ref.checkpoint_dir))
     seed_rank(cfg.seed, trainer.global_rank)
-    with record.time("train"):
-        trainer.fit(experiment.module, datamodule=experiment.data, ckpt_path=ckpt, weights_only=True)
+    try:
+        with record.time("train"):
+            trainer.fit(experiment.module, datamodule=experiment.data, ckpt_path=ckpt, weights_only=True)
+    finally:  # also of a run that fails: gradients say why
+        record.update(**build.findings(trainer))
     record.update(steps=trainer.global_step, skipped_images=dict(experiment.data.unreadable()))
 
 

@@ -40,6 +40,8 @@ NEEDS = {
     ("coords", "qwen1000"): ["sequence=json_digits", "loss=ce"],
     ("coords", "unit"): ["sequence=json_unit", "loss=ce"],
     ("decode", "consensus"): ["data=phrases"],
+    ("schedule", "alternate"): ["data=dots"],
+    ("schedule", "dual"): ["data=dots"],
     ("sequence", "json_digits"): ["coords=qwen1000", "loss=ce"],
     ("sequence", "json_unit"): ["coords=unit", "loss=ce"],
     ("sequence", "qwen2_box"): ["coords=qwen1000", "loss=ce"],

@@ -11,18 +11,18 @@ from hydra.utils import instantiate
 if TYPE_CHECKING:
     from coordvlm.build.experiment import Experiment, build_experiment, first_batches, token_budget
     from coordvlm.build.model import Model, build_coords, build_grammar, build_model, task_of
-    from coordvlm.build.trainer import SUPPLIED, build_trainer, callback, csv_log
+    from coordvlm.build.trainer import SUPPLIED, build_trainer, callback, csv_log, findings
 
 _MODULES = {
     "experiment": ("Experiment", "build_experiment", "first_batches", "token_budget"),
     "model": ("Model", "build_coords", "build_grammar", "build_model", "task_of"),
-    "trainer": ("SUPPLIED", "build_trainer", "callback", "csv_log"),
+    "trainer": ("SUPPLIED", "build_trainer", "callback", "csv_log", "findings"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "SUPPLIED", "Experiment", "Model", "build_coords", "build_experiment", "build_grammar", "build_model", "build_trainer", "callback",
-    "csv_log", "first_batches", "instantiate", "task_of", "token_budget",
+    "csv_log", "findings", "first_batches", "instantiate", "task_of", "token_budget",
 ]
 
 

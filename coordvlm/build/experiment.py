@@ -150,7 +150,8 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     if decode["max_new_tokens"] is None:
         decode["max_new_tokens"] = budget or token_budget(model, plain)
     settings: OptimSettings = instantiate(cfg.optim)
-    module = CoordLM(
+    schedule = OmegaConf.select(cfg, "schedule")  # runs from before there were schedules have none
+    module: CoordLM = (CoordLM if schedule is None else instantiate(schedule))(
         backbone=model.backbone,
         losses=losses,
         answerer=_answerer(cfg, model, decode, plain.split(split)),

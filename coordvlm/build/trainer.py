@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from coordvlm.callbacks.checkpoint import FolderCheckpoint
 from coordvlm.callbacks.csv_log import CSVLog
+from coordvlm.callbacks.task_checkpoint import TaskCheckpoints
 from coordvlm.contracts import Contract
 from coordvlm.modules.strategies import trainer_arguments
 from coordvlm.utils import logs
@@ -30,7 +31,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, contract: Contract, *, logged:
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # debug=overfit: one batch an epoch
     callbacks: list[Any] = []
     if logged:
-        callbacks.append(FolderCheckpoint(run_dir / "checkpoints", contract, monitor=cfg.callbacks.checkpoint.monitor))
+        callbacks.append(_checkpoints(cfg.callbacks.checkpoint, run_dir / "checkpoints", contract))
     callbacks += [instantiate(node) for name, node in cfg.callbacks.items() if "_target_" in node]
     loggers = [instantiate(node) for node in cfg.logger.values()] if logged else []
     callbacks += [x for x in loggers if isinstance(x, Callback)]  # a tracker gets evaluations beside scalars
@@ -45,6 +46,18 @@ def build_trainer(cfg: DictConfig, run_dir: Path, contract: Contract, *, logged:
         enable_model_summary=False,
     )
     return trainer
+
+
+def _checkpoints(settings: DictConfig, folder: Path, contract: Contract) -> FolderCheckpoint:
+    plain: Any = OmegaConf.to_container(settings, resolve=True)
+    if plain.get("tasks") or plain.get("patience") is not None:
+        return TaskCheckpoints(folder, contract, monitor=plain["monitor"], tasks=plain["tasks"], patience=plain["patience"])
+    return FolderCheckpoint(folder, contract, monitor=plain["monitor"])
+
+
+def findings(trainer: Trainer) -> dict[str, Any]:
+    """What callbacks found in training, for the record of the run."""
+    return {key: value for x in trainer.callbacks if hasattr(x, "findings") for key, value in x.findings().items()}  # type: ignore[attr-defined]
 
 
 def callback(trainer: Trainer, kind: type[C]) -> C:
