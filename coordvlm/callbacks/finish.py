@@ -13,11 +13,13 @@ import lightning
 from rich.console import Console
 
 from coordvlm.callbacks import phrase_findings
+from coordvlm.callbacks.count_findings import write_count_findings
 from coordvlm.callbacks.csv_log import read_curves
 from coordvlm.callbacks.evaluation_writer import readout_table, write_evaluation
 from coordvlm.callbacks.split_images import SplitImages as SplitImages
 from coordvlm.callbacks.tracker import close_trackers
-from coordvlm.contracts import Contract, Evaluation, GroundTruth, PhraseTruth, Sample
+from coordvlm.contracts import Contract, Evaluation, GroundTruth, PhraseTruth, PointTruth, Sample
+from coordvlm.metrics.counting_tables import CountingTables
 from coordvlm.reports.base_beside import BaseComparison, beside_table, comparison_to_json
 from coordvlm.reports.run_report import RunSummary, write_run_report
 from coordvlm.reports.summary import PhraseFindings
@@ -90,6 +92,7 @@ def write_report(
     log: Path | None = None,
     base: BaseComparison | None = None,
     phrases: PhraseFindings | None = None,
+    counting: CountingTables | None = None,
 ) -> Path:
     """Draw the page from what there is; what is missing is named on it."""
     summary = RunSummary(
@@ -107,6 +110,7 @@ def write_report(
         protocol="" if protocol is None else protocol["hash"],
         base=base,
         phrases=phrases,
+        counting=counting,
     )
     return write_run_report(run_dir / "report.html", summary)
 
@@ -166,6 +170,12 @@ def score_and_report(
     }
     evaluation = evaluate_run(run_dir, trainer=trainer, loader=loader, prompt_text=experiment.prompt_of, **scored)
     phrases = _look_into(run_dir, experiment, trainer, images, asked, controls, record)
+    counting = None
+    if isinstance(experiment.truth, PointTruth):
+        with record.time("findings"):
+            counting = write_count_findings(
+                run_dir, experiment.truth, module.predictions, evaluation, log=log or run_dir / "log.csv", record=record.data
+            )
     close_trackers(trainer, ok=True)  # a failure above has closed them already
     record.update(skipped_images=dict(experiment.data.unreadable()))
     base = compare(evaluation, run_dir) if compare is not None else None
@@ -173,7 +183,9 @@ def score_and_report(
         atomic_write_json(run_dir / "base.json", comparison_to_json(base))
         record.update(base={"folder": base.folder, "sentence": base.sentence})
     record.close("finished")
-    report = write_report(run_dir, contract=contract, evaluation=evaluation, log=log, base=base, phrases=phrases, **scored)
+    report = write_report(
+        run_dir, contract=contract, evaluation=evaluation, log=log, base=base, phrases=phrases, counting=counting, **scored
+    )
     print_result(evaluation, module, report, title=title, base=base, phrases=phrases)
     return float(evaluation.metrics[primary(evaluation.metrics)].value)
 

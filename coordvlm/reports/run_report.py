@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from coordvlm.reports import base_beside, page, sections_grounding, sections_head, sections_results, sections_run
+from coordvlm.reports import sections_count_pictures as count_pictures
+from coordvlm.reports import sections_counting as counting
 from coordvlm.reports.summary import RunSummary
 
 __all__ = ["RunSummary", "write_run_report"]
@@ -20,6 +22,13 @@ _GROUNDING_CONTENTS = (
     ("drops", "Parser"), ("training", "Training"), ("contract", "Contract"), ("data", "Data"), ("timing", "Time"), ("record", "Record"),
 )
 
+_COUNTING_CONTENTS = (
+    ("base", "Base beside tuned"), ("metrics", "Results"), ("checklist", "Checklist"), ("pixels", "Pixel error"), ("regions", "Regions"),
+    ("buckets", "What was asked"), ("done", "Done"), ("counts", "Counts"), ("pictures", "Steps"), ("counted", "Counted images"),
+    ("readouts", "Read-outs"), ("training", "Training"), ("contract", "Contract"), ("data", "Data"), ("timing", "Time"),
+    ("record", "Record"),
+)
+
 
 def write_run_report(path: Path, run: RunSummary) -> Path:
     """Write the page; returns its path. Parts that ``run`` lacks are named on the page instead of raising.
@@ -31,16 +40,14 @@ def write_run_report(path: Path, run: RunSummary) -> Path:
         sections_head.headline(run),
         base_beside.beside(run.base),
         sections_head.results(run),
-        *(_grounding(run) if run.grounding else _detection(run)),
-        sections_results.readouts(run),
-        sections_results.drops(run),
+        *(_grounding(run) if run.grounding else _counting(run) if run.counts else _detection(run)),
         sections_run.course(run),
         sections_head.contract(run),
         sections_run.data(run),
         sections_run.timing(run),
         sections_run.record(run),
     ]
-    parts = _GROUNDING_CONTENTS if run.grounding else _CONTENTS
+    parts = _GROUNDING_CONTENTS if run.grounding else _COUNTING_CONTENTS if run.counts else _CONTENTS
     contents = [(anchor, title) for anchor, title in parts if anchor != "base" or run.base is not None]
     name = run.choice("experiment") or run.choice("loss") or "run"
     return page.write(path, page.document(f"{name} ({run.status}) - coordvlm", body, contents=contents))
@@ -53,6 +60,8 @@ def _detection(run: RunSummary) -> list[page.Markup]:
         sections_results.overlap(run),
         sections_results.agreement(run),
         sections_results.classes(run),
+        sections_results.readouts(run),
+        sections_results.drops(run),
     ]
 
 
@@ -65,4 +74,14 @@ def _grounding(run: RunSummary) -> list[page.Markup]:
         sections_grounding.rejection(run),
         sections_grounding.offset(run),
         sections_results.pixel_errors(run),
+        sections_results.readouts(run),
+        sections_results.drops(run),
     ]
+
+
+def _counting(run: RunSummary) -> list[page.Markup]:
+    parts = (
+        counting.checklist, counting.pixel_errors, counting.regions, counting.buckets, counting.done, counting.counts,
+        count_pictures.step_pictures, count_pictures.count_pictures, counting.readouts,
+    )
+    return [part(run) for part in parts]

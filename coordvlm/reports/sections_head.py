@@ -91,6 +91,8 @@ def results(run: RunSummary) -> Markup:
     over = f"{images:,} images" if images is not None else "the evaluated images"
     if run.grounding:
         over = f"{run.evaluation.counts.get('phrases', 0):,} phrases on {over}"
+    elif run.counts:
+        over = f"{run.evaluation.counts.get('samples', 0):,} samples (an image and a category) on {over}"
     few = f" {images} images are too few for these ranges to mean much." if images is not None and images < _FEW_IMAGES else ""
     note = (
         f"On {run.split or 'an unnamed split'}, {over}, original annotations at original resolution. Ranges are 95 % bootstrap intervals "

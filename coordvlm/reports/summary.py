@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from coordvlm.contracts import Contract, Evaluation, GroundTruth, PhraseTruth, Prediction
+from coordvlm.contracts import Contract, Evaluation, GroundTruth, PhraseTruth, PointTruth, Prediction
+from coordvlm.metrics.counting_tables import CountingTables
 from coordvlm.metrics.failures import FailureRow
 from coordvlm.metrics.offset import Offset
 from coordvlm.metrics.phrase_controls import Control
@@ -41,7 +42,7 @@ class RunSummary:
         readout: the one that made ``predictions``.
         split, selected_on: data this was measured on, and data the checkpoint was chosen on.
         protocol: hash of the evaluation protocol.
-        base: this evaluation beside the one given with ``base=``. phrases: of a grounding evaluation.
+        base: this evaluation beside the one given with ``base=``. phrases: of a grounding evaluation. counting: of one of counting.
     """
 
     run_info: Mapping[str, object] = field(default_factory=dict)
@@ -58,11 +59,17 @@ class RunSummary:
     protocol: str = ""
     base: BaseComparison | None = None
     phrases: PhraseFindings | None = None
+    counting: CountingTables | None = None
 
     @property
     def grounding(self) -> bool:
         """Whether phrases were evaluated."""
         return isinstance(self.truth, PhraseTruth) or (self.evaluation is not None and "acc_50" in self.evaluation.metrics)
+
+    @property
+    def counts(self) -> bool:
+        """Whether points were counted."""
+        return isinstance(self.truth, PointTruth) or (self.evaluation is not None and "pck384_5" in self.evaluation.metrics)
 
     @property
     def status(self) -> str:
