@@ -14,6 +14,7 @@ from coordvlm.build.model import Model
 from coordvlm.contracts import Sample
 from coordvlm.coords.grid import Grid
 from coordvlm.data.source import Split
+from coordvlm.losses.slots import ANSWER_ITEMS, QUESTION_ITEMS
 from coordvlm.losses.weighted_sum import WeightedSum
 from coordvlm.models.point_readout import POINT_NEEDS
 from coordvlm.modules.counter import Counter, CountSettings
@@ -34,7 +35,7 @@ def require_counting(losses: WeightedSum, *, task: str, loss: str) -> None:
     """Refuse a recipe of another task.
 
     Raises:
-        ConfigError: a recipe without a point to count by, or a recipe of points in a task that has none.
+        ConfigError: a recipe without a point to count by, a recipe of points in a task that has none, or a term on what a task has not.
     """
     points, done = point_readouts(losses.needs), "done_logit" in losses.needs
     if task == "count" and not (points and done):
@@ -43,6 +44,7 @@ def require_counting(losses: WeightedSum, *, task: str, loss: str) -> None:
     asks = losses.needs & {"done_logit", "point_xy", "token_next", "token_hit", "token_offset"}
     if task != "count" and asks:
         raise ConfigError(f"loss={loss} reads {', '.join(sorted(asks))}, which only task=count has; its data are data=dots, points, fsc147")
+    losses.require_items(QUESTION_ITEMS if task == "count" else ANSWER_ITEMS, who=f"task={task}")
 
 
 def count_settings(cfg: DictConfig, losses: WeightedSum) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from coordvlm.contracts import Batch, ModelOutput
+from coordvlm.coords import segments
 from coordvlm.coords.readout import expectation
 
 #: Read-out of a point -> the fields of ``ModelOutput`` it reads; in the order of preference.
@@ -58,8 +59,4 @@ def read_points(readout: str, output: ModelOutput, batch: Batch, *, bin_values: 
 
 def _best_token(score: Tensor, batch: Batch) -> Tensor:
     """long[A]: the image token of each question with the highest score; the first one of equals."""
-    number = len(batch.ask_row)
-    high = torch.full((number,), -torch.inf, device=score.device).scatter_reduce(0, batch.token_ask, score, "amax")
-    at = torch.arange(len(score), device=score.device)
-    candidate = torch.where(score >= high[batch.token_ask], at, len(score))
-    return torch.full((number,), len(score), device=score.device).scatter_reduce(0, batch.token_ask, candidate, "amin")
+    return segments.argmax(score, batch.token_ask, len(batch.ask_row))
