@@ -13,6 +13,7 @@ import coordvlm.data
 from coordvlm.data.checks import Fault
 from tests.data.layouts import picture
 from tests.data.phrase_layouts import write_small_phrases
+from tests.data.point_layouts import write_small_points
 from tests.e2e.commands import FAST, finished, refusal, train
 
 FOLDER = Path(coordvlm.data.__file__).parent
@@ -20,8 +21,11 @@ PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
 IMAGES = (
     "mine/images/cat.jpg", "mine/images/street.jpg", "mine/images/sofa.jpg", "mycoco/images/cat.jpg", "mycoco/images/sofa.jpg",
     "coco8/images/train/cat.jpg", "coco8/images/train/street.jpg", "coco8/images/val/sofa.jpg", "VOC2007/JPEGImages/000005.jpg",
-    "VOC2007/JPEGImages/000007.jpg", "refexp/dogs.jpg", "refexp/cats.jpg",
+    "VOC2007/JPEGImages/000007.jpg", "refexp/dogs.jpg", "refexp/cats.jpg", "counts/images/bowl.jpg", "counts/images/tree.jpg",
+    "counts/images/table.jpg",
 )
+#: Sources of points, which choose task=count.
+COUNTING = ("data=dots", "data=points", "data=fsc147", "data=coco_points")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for image in IMAGES:
         picture(tmp_path / image, (640, 480))
     write_small_phrases("phrase_mix", tmp_path / "datasets")  # pickles, which a page cannot show
+    write_small_points("fsc147", tmp_path / "FSC147")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -63,7 +68,9 @@ def test_the_page_has_a_command_for_every_source() -> None:
 def test_commands_do_what_the_page_says(folder: Path, command: str, message: str | None) -> None:
     program, argv = command.split()[:3], shlex.split(command)[3:]
     assert program == ["python", "-m", "coordvlm.train"]
-    small = ("trainer.max_steps=1", "trainer.val_check_interval=1", "data.batch_size=1", "data.val_images=1", "data.eval_batch_size=1")
+    small = ["trainer.max_steps=1", "trainer.val_check_interval=1", "data.batch_size=1", "data.val_images=1", "data.eval_batch_size=1"]
+    if argv[0] in COUNTING:
+        small.append("decode.max_new_tokens=1")  # nothing else has a meaning there, and FAST allows for text
     if message is None:
         ran = finished(folder, *argv, *small)
         assert ran.record["data_counts"]["train"]["images"] >= 1
