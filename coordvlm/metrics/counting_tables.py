@@ -172,7 +172,7 @@ def _buckets(truth: PointTruth, steps: Steps) -> Iterator[tuple[str, str, BoolAr
         yield "marked", name, inside & at
     yield "left", "1", at & (steps.left == 1)
     yield "left", "≥ 2", at & (steps.left >= 2)
-    cell = np.clip(np.floor(3 * np.nan_to_num(steps.aim_xy) / steps.wh), 0, 2)
+    cell = np.clip(np.floor(3 * steps.aim_xy / steps.wh), 0, 2)
     for i, name in enumerate(REGIONS):
         yield "region", name, at & (3 * cell[:, 1] + cell[:, 0] == i)
     names = np.asarray(truth.counted, dtype=object)[steps.sample]
