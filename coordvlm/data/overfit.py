@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coordvlm.contracts import GroundTruth, PhraseTruth, Sample
+from coordvlm.contracts import GroundTruth, PhraseTruth, PointTruth, Sample
 from coordvlm.data.source import SPLITS, DataSource
 from coordvlm.utils.errors import ConfigError
 
@@ -37,7 +37,7 @@ class FirstBatch:
         self._samples = sorted(samples, key=lambda s: int(s.id))
         self._names = source.class_names
         classes = source.truth("val")
-        self._is_grounding = isinstance(classes, PhraseTruth)
+        self._is_grounding, self._is_counting = isinstance(classes, PhraseTruth), isinstance(classes, PointTruth)
         known = dict(zip(classes.category_ids.tolist(), classes.category_names, strict=True))
         known |= {int(o.category_id): o.desc for s in samples for o in s.objects if o.category_id is not None}
         self._classes = dict(sorted(known.items()))
@@ -56,6 +56,8 @@ class FirstBatch:
     def truth(self, name: str) -> GroundTruth:
         if self._is_grounding:
             return self._phrases()
+        if self._is_counting:
+            return self._counts()
         objects = [(s, o) for s in self._samples for o in s.objects]
         boxes = np.asarray([o.box_xyxy_px for _, o in objects], dtype=np.float64).reshape(-1, 4)
         return GroundTruth(
@@ -79,6 +81,15 @@ class FirstBatch:
             ids=ids, phrases=[str(s.phrase) for s in asked], source_image=ids,
             image_wh=np.asarray([(s.width, s.height) for s in asked], dtype=np.float64),
             boxes=[s.objects[0].box_xyxy_px if s.objects else None for s in asked],
+        )
+
+    def _counts(self) -> PointTruth:
+        """Each sample counts as an image of its own."""
+        ids = [int(s.id) for s in self._samples]
+        return PointTruth.of(
+            ids=ids, categories=[str(s.category) for s in self._samples], source_image=ids,
+            image_wh=np.asarray([(s.width, s.height) for s in self._samples], dtype=np.float64),
+            points=[np.asarray([o.point_px for o in s.objects], dtype=np.float64).reshape(-1, 2) for s in self._samples],
         )
 
     def dropped(self, name: str) -> Mapping[str, int]:

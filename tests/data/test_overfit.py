@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from coordvlm.contracts import PointTruth
 from coordvlm.data.loader import first_samples
 from coordvlm.data.overfit import FirstBatch
 from coordvlm.data.source import SPLITS, DataSource
 from coordvlm.utils.errors import ConfigError
+from tests.data.test_dots import dots
 from tests.data.test_filtered import shapes
 from tests.e2e import coco
 
@@ -58,3 +60,14 @@ def test_a_class_that_validation_does_not_have_is_in_the_truth(tmp_path) -> None
     truth = FirstBatch(real, first_samples(real, batch_size=3, seed=0)).truth("val")
     assert truth.category_names == ("red box", "blue box")
     assert truth.category_ids.tolist() == [3, 7]
+
+
+def test_points_to_count_are_the_truth_of_counting() -> None:
+    samples = first_samples(dots(), batch_size=4, seed=0)
+    truth = FirstBatch(dots(), samples).truth("val")
+    assert isinstance(truth, PointTruth)
+    assert len(truth.image_ids) == 4
+    for sample in samples:
+        assert isinstance(sample.id, int)
+        assert truth.points_of(sample.id).tolist() == [list(o.point_px or ()) for o in sample.objects]
+        assert truth.counted[truth.image_ids.tolist().index(sample.id)] == sample.category
