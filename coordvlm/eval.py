@@ -20,7 +20,7 @@ from coordvlm.utils import launch
 from coordvlm.utils.cli import REFUSED, report_error, run_command
 from coordvlm.utils.devices import settle
 from coordvlm.utils.errors import ConfigError, CoordVLMError
-from coordvlm.utils.run_config import OF_THE_RUN, base_arguments, require_setting, saved_config
+from coordvlm.utils.run_config import OF_THE_RUN, UNTRAINED, base_arguments, require_setting, saved_config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -84,6 +84,8 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(f"split must be test or val, got {cfg.split!r}; some data have further ones to evaluate (RefCOCO: testA, testB)")
     if cfg.run is None and "model" not in cfg:
         raise ConfigError(f"run=null needs a configuration with a model, such as -cn {BASE_CONFIG}")
+    if cfg.run is None and cfg.get("task") == "count":
+        raise ConfigError(UNTRAINED)
     if cfg.base is not None:
         from coordvlm.analysis.base import open_base
 
