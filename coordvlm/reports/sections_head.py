@@ -152,8 +152,18 @@ def contract(run: RunSummary) -> Markup:
     hashes.insert(0, ("contract", tag("code", run.contract.hash())))
     rows = [(name, tag("code", "–" if value is None else value)) for name, value in flatten(run.contract.to_dict()).items()]
     every = fold("All fields", table(("field", "value"), rows, text_columns=(0, 1)))
+    words = _counting_in_words(run.contract) if run.counts else _in_words(run.contract)
     return section(
-        "contract", "Coordinate contract", definitions(hashes), tag("p", _in_words(run.contract), class_="lead"), every, note=note
+        "contract", "Coordinate contract", definitions(hashes), tag("p", words, class_="lead"), every, note=note
+    )
+
+
+def _counting_in_words(c: Contract) -> Markup:
+    return join(
+        "A question ends with ", tag("code", " ".join(c.markers)), "; a point is answered as ", tag("code", "x' = 2 x / W − 1"),
+        " in [-1, 1] (by coordinate tokens as ", tag("code", "c = x / W"), ") on extents ", tag("code", c.extents),
+        "; objects are taken in ", tag("code", c.order), " order; images are resized by ", tag("code", c.resize.mode),
+        f" to sides that are multiples of {c.resize.factor} px.",
     )
 
 

@@ -18,6 +18,7 @@ from coordvlm.reports import sections_count_pictures as pictures
 from coordvlm.reports import sections_counting as counting
 from coordvlm.reports.run_report import write_run_report
 from coordvlm.reports.summary import RunSummary
+from tests.reports.conftest import make_contract
 from tests.reports.counts import answers, dots, draw
 from tests.reports.html_check import Checker, read
 
@@ -30,6 +31,7 @@ FIGURES = {
     "Counted against true numbers",
 }  # fmt: skip
 CURVES = {"train_total_loss": (list(range(1, 40)), [1.0] * 39), "val_total_loss": ([20, 39], [1.5, 2.0])}
+CONTRACT = replace(make_contract(), format="count", order="rows", markers=("<x>", "<y>", "<done>"))
 
 
 def evaluate(truth: PointTruth, predictions: list[Prediction], *, any_unmarked: bool = False) -> Evaluation:
@@ -42,7 +44,7 @@ def summary(truth: PointTruth, predictions: list[Prediction], **changes: object)
     found = evaluate(truth, predictions)
     base = RunSummary(
         run_info={"status": "finished"}, evaluation=found, predictions=predictions, truth=truth, split="test", curves=CURVES,
-        load_image=lambda i: draw(truth, i), readouts={"spatial": {"pck384_5": 0.8}, "heads": {"pck384_5": 0.1}}, readout="spatial",
+        load_image=lambda i: draw(truth, i), contract=CONTRACT, readouts={"spatial": {"pck384_5": 0.8}, "heads": {"pck384_5": 0.1}}, readout="spatial",
         counting=counting_tables(truth, predictions, found, curves=CURVES, gradients=None),
     )
     return replace(base, **changes)  # type: ignore[arg-type]
@@ -88,6 +90,7 @@ def test_numbers_are_those_of_the_evaluation(page: Checker, run: RunSummary) -> 
         f"Bias {values['count_bias'].value:+.2f} over all samples", f"{counted.samples} {values['count_mae'].value:.2f}",
         "tier minimum", "median < 5 px", "2.00 × (2 / 1)", "gradient norms were not watched", "not measured",
         "target 90%, stretch 95%", "to the next object in order", "blue <b>dot</b>", "used above",
+        "A question ends with <x> <y> <done> ; a point is answered as x' = 2 x / W − 1", "objects are taken in rows order",
     ):
         assert part in text, part
 
