@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class TaskCheckpoints(FolderCheckpoint):
 
     def findings(self) -> dict[str, Any]:
         """For the record of the run."""
-        bests = {name: monitor.state_dict() for name, monitor in self.tasks.items()}
+        bests = {name: {**m.state_dict(), "best": None if math.isnan(m.best) else m.best} for name, m in self.tasks.items()}
         return {"task_checkpoints": {"stopped_early_at": self.stopped_at, "patience": self.patience, "tasks": bests}}
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +78,7 @@ def test_without_patience_it_never_ends(tmp_path: Path) -> None:
 def test_an_undefined_value_is_no_progress(tmp_path: Path) -> None:
     run = Run(made(tmp_path, patience=2))
     assert "best_regression" not in run.validate(math.nan, 0.5)
+    json.dumps(run.callback.findings(), allow_nan=False)
     assert run.validate(7.0, math.nan)["best_regression"] == 20
     assert run.validate(math.nan, math.nan)["best_classification"] == 10
     assert not run.trainer.should_stop
