@@ -22,7 +22,7 @@ from coordvlm.utils.errors import DataError
 OVERLAYS, GIFS = "overlays", "gifs"
 #: Frames of a film; steps between them are left out. It has at most two million bytes, see ``count_gif``.
 _MAX_FRAMES = 60
-_ENDED = {"finished": "finished", "repeated": "stopped: marked objects again and again", "step_limit": "stopped at the step limit"}
+_ENDED = {"repeated": "stopped: marked objects again and again", "step_limit": "stopped at the step limit"}
 
 
 class CountPredictor(Protocol):
@@ -105,17 +105,22 @@ class _Writer(Writer[CountAnswer]):
     def _draw(self, request: Request, found: CountAnswer, at: int) -> str:
         path, name = self.files.picture(OVERLAYS, at, request.image, ".jpg")
         points, repeated = ([(p.x, p.y) for p in part] for part in (found.points, found.repeated))
-        draw_counted(self.frame(request), points, repeated, category=found.phrase, ended=_ENDED[found.ended]).save(path, quality=90)
+        draw_counted(self.frame(request), points, repeated, category=found.phrase, ended=_short(found)).save(path, quality=90)
         return name
 
     def _film(self, request: Request, found: CountAnswer, at: int) -> str:
-        """Of the points that count; repeated ones are in the last frame's words."""
+        """Of the points that count; how many more were repeated is in the last frame's words."""
         path, name = self.files.picture(GIFS, at, request.image, ".gif")
-        repeated = f", {len(found.repeated)} repeated" if found.repeated else ""
         path.write_bytes(
             count_gif(
                 self.frame(request), np.asarray([(p.x, p.y) for p in found.points], dtype=np.float64), [p.p_done for p in found.points],
-                category=found.phrase, ended=_ENDED[found.ended] + repeated, max_frames=_MAX_FRAMES,
+                category=found.phrase, ended=_short(found), max_frames=_MAX_FRAMES,
             )
         )
         return name
+
+
+def _short(found: CountAnswer) -> str:
+    """How the loop ended, for a title."""
+    more = f", {len(found.repeated)} more on marks" if found.repeated else ""
+    return found.ended.replace("_", " ") + more

@@ -24,8 +24,7 @@ def draw_counted(
         category: what was counted. ended: how the loop ended, in words.
         side, max_side: as in ``overlay.draw_overlay``.
     """
-    extra = [f"{len(repeated)} repeated"] if repeated else []
-    title = " · ".join([f"{len(points)} counted", *extra, ended, category])
+    title = " · ".join([f"{len(points)} counted", ended, category])
     canvas = Canvas(image, None, title, side=side, max_side=max_side)
     dense = len(points) > MAX_NUMBERS
     for point in points:
