@@ -31,19 +31,20 @@ def point_readouts(needs: Collection[str]) -> tuple[str, ...]:
     return tuple(name for name, reads in POINT_NEEDS.items() if reads <= set(needs))
 
 
-def require_counting(losses: WeightedSum, *, task: str, loss: str) -> None:
+def require_counting(losses: WeightedSum, *, task: str) -> None:
     """Refuse a recipe of another task.
 
     Raises:
         ConfigError: a recipe without a point to count by, a recipe of points in a task that has none, or a term on what a task has not.
     """
+    recipe = f"this recipe ({', '.join(losses.weights)})"
     points, done = point_readouts(losses.needs), "done_logit" in losses.needs
     if task == "count" and not (points and done):
         lacking = "a point" if done else "whether all is marked (done_bce)"
-        raise ConfigError(f"loss={loss} does not teach {lacking}, which task=count needs; choose loss=spatial, three_stage_heads, point_*")
+        raise ConfigError(f"{recipe} does not teach {lacking}, which task=count needs; choose loss=spatial, three_stage_heads or a point_*")
     asks = losses.needs & {"done_logit", "point_xy", "token_next", "token_hit", "token_offset"}
     if task != "count" and asks:
-        raise ConfigError(f"loss={loss} reads {', '.join(sorted(asks))}, which only task=count has; its data are data=dots, points, fsc147")
+        raise ConfigError(f"{recipe} reads {', '.join(sorted(asks))}, which only task=count has; its data are data=dots, points, fsc147 ...")
     losses.require_items(QUESTION_ITEMS if task == "count" else ANSWER_ITEMS, who=f"task={task}")
 
 
@@ -51,7 +52,7 @@ def count_settings(cfg: DictConfig, losses: WeightedSum) -> dict[str, Any]:
     """``cfg.decode`` as plain values, its read-out settled, and what errors are measured to; a part of the evaluation protocol.
 
     Raises:
-        ConfigError: a read-out that the recipe does not train; a setting that counting has no use for; errors measured to a next object
+        ConfigError: a read-out that the recipe does not train; errors measured to a next object
             where there is none.
     """
     if cfg.sequence.target == "nearest" and not cfg.metrics.any_unmarked:

@@ -81,7 +81,7 @@ class Experiment:
             "backend": self.cfg.metrics.get("backend", "none"),  # COCO's numbers are detection's
             **self.decode,
             # the rule, not its outcome, which depends on how long a format is
-            "max_new_tokens": _BUDGET_RULE if self.cfg.decode.max_new_tokens is None else self.cfg.decode.max_new_tokens,
+            "max_new_tokens": _BUDGET_RULE if self.cfg.decode.get("max_new_tokens", 0) is None else self.decode["max_new_tokens"],
         }
         return {**values, "hash": protocol_hash(values)}
 
@@ -117,7 +117,7 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     """
     task = task_of(cfg)
     losses: WeightedSum = instantiate(cfg.loss)
-    require_counting(losses, task=task, loss=str(OmegaConf.select(cfg, "loss_name", default="")) or "this recipe")
+    require_counting(losses, task=task)
     decode = count_settings(cfg, losses) if task == "count" else decode_settings(cfg)
     readouts: tuple[str, ...] = point_readouts(losses.needs) if task == "count" else READOUTS
     if task != "count" and not build_coords(cfg).num_bins:  # what is written is what is read
