@@ -18,7 +18,7 @@ from coordvlm.reports.page import Child, Markup, fold, section, table, tag
 #: Differences shown in the terminal; the page has all.
 _SHOWN = (*tables.MAIN, "AP75", "F1_mean", "acc_90", "reject_f1", "duplicate_rate", "tokens_per_image")
 #: What the deciding metric is called in a sentence, in points of 100.
-_TITLES = {"acc_50": "points of Acc@0.5"}
+_TITLES = {"acc_50": "points of Acc@0.5", "pck384_5": "points of answers within 5 px"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class BaseComparison:
 
     @property
     def sentence(self) -> str:
-        """The verdict on AP or Acc@0.5, in points of 100: ``Tuned beats base by 31.2 AP [28.0, 34.1].``"""
+        """The verdict on what decides (AP, Acc@0.5, pck384_5), in points of 100: ``Tuned beats base by 31.2 AP [28.0, 34.1].``"""
         name = tables.primary(self.metrics)
         title = _TITLES.get(name, name)
         if name not in self.metrics:

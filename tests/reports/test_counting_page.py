@@ -44,7 +44,8 @@ def summary(truth: PointTruth, predictions: list[Prediction], **changes: object)
     found = evaluate(truth, predictions)
     base = RunSummary(
         run_info={"status": "finished"}, evaluation=found, predictions=predictions, truth=truth, split="test", curves=CURVES,
-        load_image=lambda i: draw(truth, i), contract=CONTRACT, readouts={"spatial": {"pck384_5": 0.8}, "heads": {"pck384_5": 0.1}}, readout="spatial",
+        load_image=lambda i: draw(truth, i), contract=CONTRACT, readout="spatial",
+        readouts={"spatial": {"pck384_5": 0.8}, "heads": {"pck384_5": 0.1}},
         counting=counting_tables(truth, predictions, found, curves=CURVES, gradients=None),
     )
     return replace(base, **changes)  # type: ignore[arg-type]
