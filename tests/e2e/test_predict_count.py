@@ -20,16 +20,14 @@ from coordvlm.contracts import Prediction, Sample
 from coordvlm.modules.counter import Counter
 from coordvlm.sequence.count_encoder import CountEncoder
 from coordvlm.utils.errors import ConfigError, DataError
-from tests.compose import compose
 from tests.e2e.commands import Ran, evaluate, predict, refusal
-from tests.e2e.conftest import COUNTING
 
 
 @pytest.fixture(scope="session")
 def count_test(count_run: Ran, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[dict[str, Any]]]:
     """The counted test images of the run as files, the questions of each, and what the evaluation has counted."""
     folder = tmp_path_factory.mktemp("dots")
-    split = build.instantiate(compose(folder, *COUNTING).data.source).split("test")
+    split = build.instantiate(OmegaConf.load(count_run.run / "config.yaml").data.source).split("test")
     truth = [json.loads(x) for x in (count_run.run / "predictions.jsonl").read_text().splitlines()]
     asked = []
     for n, line in enumerate(truth):
