@@ -126,8 +126,8 @@ def _encode(frames: Sequence[Image.Image]) -> bytes:
 
 
 def _palette(frame: Image.Image) -> Image.Image:
-    """The commonest colours of a frame and the drawing's own."""
-    found = frame.quantize(colors=_COLOURS - len(_OWN), method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    """Colours that cover those of a frame, rare ones too, and the drawing's own."""
+    found = frame.quantize(colors=_COLOURS - len(_OWN), method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     colours = (found.getpalette() or [])[: 3 * (_COLOURS - len(_OWN))]
     colours += [0] * (3 * (_COLOURS - len(_OWN)) - len(colours)) + [v for c in _OWN for v in c]
     palette = Image.new("P", (1, 1))
