@@ -20,8 +20,10 @@ from coordvlm.models.point_readout import POINT_NEEDS
 from coordvlm.modules.counter import Counter, CountSettings
 from coordvlm.utils.errors import ConfigError
 
-#: Settings that other tasks have a say in and counting has not; they are part of every protocol.
-_FIXED = {"grammar": False, "score": "one", "max_new_tokens": 1}
+#: Settings that other tasks have a say in and counting has not.
+_FIXED = {"grammar": False, "score": "one"}
+#: What every protocol says of the length of answers; here there are none, whatever decode.max_new_tokens is.
+_TOKENS = {"max_new_tokens": 1}
 #: Settings of the metric that decide its numbers.
 _MEASURED = ("tolerance_px", "any_unmarked")
 
@@ -66,7 +68,7 @@ def count_settings(cfg: DictConfig, losses: WeightedSum) -> dict[str, Any]:
     for key, value in _FIXED.items():
         if settings.get(key) != value:
             raise ConfigError(f"decode.{key} has no meaning in task=count: leave it at {value!r}, got {settings.get(key)!r}")
-    return settings | {name: cfg.metrics[name] for name in _MEASURED}
+    return settings | _TOKENS | {name: cfg.metrics[name] for name in _MEASURED}
 
 
 def build_counter(model: Model, settings: dict[str, Any], *, find: Callable[[int | str], Sample] | None) -> Counter:

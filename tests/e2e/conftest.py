@@ -10,7 +10,7 @@ from tests.e2e.commands import Ran, finished
 
 #: A counting run of a few seconds whose loop takes some steps: an untrained head says ``done`` with about 0.5.
 COUNTING = (
-    "data=dots", "decode.max_new_tokens=1", "decode.stop_done=0.9", "decode.max_steps=4", "decode.questions=2", "trainer.max_steps=2",
+    "data=dots", "decode.stop_done=0.9", "decode.max_steps=4", "decode.questions=2", "trainer.max_steps=2",
     "data.val_images=2", "data.source.image_size=64", "data.source.num=[0,3]", "data.source.distractors=[0,2]", "data.source.radius=[4,6]",
     "model.resize.size=[64,64]",
 )
