@@ -46,7 +46,7 @@ def require_counting(losses: WeightedSum, *, task: str) -> None:
         raise ConfigError(f"{recipe} does not teach {lacking}, which task=count needs; choose loss=spatial, three_stage_heads or a point_*")
     asks = losses.needs & {"done_logit", "point_xy", "token_next", "token_hit", "token_offset"}
     if task != "count" and asks:
-        raise ConfigError(f"{recipe} reads {', '.join(sorted(asks))}, which only task=count has; its data are data=dots, points, fsc147 ...")
+        raise ConfigError(f"{recipe} reads {', '.join(sorted(asks))}, which only task=count has (data=dots, points, fsc147 ...)")
     losses.require_items(QUESTION_ITEMS if task == "count" else ANSWER_ITEMS, who=f"task={task}")
 
 
