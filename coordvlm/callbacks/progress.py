@@ -71,7 +71,7 @@ class ProgressReport(ProgressBar):
         values = trainer.callback_metrics
         terms = {k.removeprefix("train_term/"): float(v) for k, v in values.items() if k.startswith("train_term/")}
         shown = [f"{name} {value:.3g}" for name, value in terms.items()]
-        if found := next((name for name in ("val/AP", "val/acc_50") if name in values), None):
+        if found := next((name for name in ("val/AP", "val/acc_50", "val/pck384_5") if name in values), None):
             shown.append(f"{found.replace('/', ' ')} {float(values[found]):.3f}")
         return "  ".join([*shown, f"{self._rate:.0f} images/s"])
 

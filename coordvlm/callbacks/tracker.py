@@ -164,7 +164,8 @@ def draw(
     ids = sorted(int(p.sample_id) for p in predictions)
     wanted = {ids[int(i)] for i in np.linspace(0, len(ids) - 1, min(count, len(ids)))}
     chosen = [p for p in predictions if int(p.sample_id) in wanted]
-    shown = scenes(truth.subset(sorted(wanted)), chosen, evaluation.pairs)
+    any_unmarked = bool(evaluation.counts.get("measured_to_any_unmarked", 0))
+    shown = scenes(truth.subset(sorted(wanted)), chosen, evaluation.pairs, any_unmarked=any_unmarked)
     return [(s.image_id, overlay_image(s, images.load), caption_text(s)) for s in shown]
 
 

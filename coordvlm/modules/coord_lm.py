@@ -144,7 +144,7 @@ class CoordLM(lightning.LightningModule):
         counts = collectives.sum_counts({name: n for name, (_, n) in self._window_logs.items()})
         self.log_dict(self.losses.named({name: total[f"term/{name}"] for name in self._window}, "train_"), batch_size=len(batch))
         self.log_dict(self._learning_rates())
-        means = {f"train_{name}": total[f"log/{name}"] / max(counts[name], 1) for name in self._window_logs}
+        means = {f"train_{name}": total[f"log/{name}"] / (counts[name] or math.nan) for name in self._window_logs}  # of no item: no number
         self.log_dict(means, batch_size=len(batch))
 
     def _learning_rates(self) -> dict[str, float]:
@@ -235,7 +235,7 @@ class CoordLM(lightning.LightningModule):
             sums = {name: torch.tensor(value, device=self.device) for name, (value, _) in kinds["sum"].items()}
             counts = {group: count for group, (_, count) in kinds["count"].items()}
             self.log_dict(self.losses.named(self.losses.means(sums, counts), "val_"))
-            self.log_dict({f"val_{name}": value / max(count, 1) for name, (value, count) in kinds["log"].items()})
+            self.log_dict({f"val_{name}": value / (count or math.nan) for name, (value, count) in kinds["log"].items()})
 
     def on_validation_end(self) -> None:
         release_weights(self.backbone)

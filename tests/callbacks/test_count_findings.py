@@ -12,7 +12,7 @@ from tests.reports.counts import answers, dots
 
 HEALTH = {
     "healthy": [1e-4, 10.0], "spike_factor": 5.0, "spike_window": 10, "groups": {"x": {"share_outside": 0.0}},
-    "tasks": {"all": {"loss_spikes": 0}},
+    "tasks": {"all": {"steps": 100, "loss_spikes": 0}},
 }  # fmt: skip
 
 

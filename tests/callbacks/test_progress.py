@@ -51,6 +51,11 @@ def test_without_a_terminal_a_line_every_few_seconds(monkeypatch: pytest.MonkeyP
     assert lines[0].endswith("1:30 left")
 
 
+def test_a_count_shows_the_score_it_is_chosen_by() -> None:
+    trainer: Any = SimpleNamespace(callback_metrics={"train_term/done_bce": torch.tensor(0.5), "val/pck384_5": torch.tensor(0.25)})
+    assert "done_bce 0.5  val pck384_5 0.250" in ProgressReport(every_seconds=10)._terms(trainer)
+
+
 def test_a_terminal_gets_a_bar_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     text = run(ProgressReport(every_seconds=10), monkeypatch, 3, terminal=True)
     for part in ("train", "3/100", "l1 0.123", "images/s", "validate", "evaluate"):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from coordvlm.callbacks.csv_log import CSVLog
 from coordvlm.callbacks.tracker import Picture, Tracker, close_trackers, draw, summary_values
-from coordvlm.contracts import Evaluation, Interval
+from coordvlm.contracts import Asked, Evaluation, Interval, PointTruth, Prediction
 from coordvlm.reports.overlay import GREEN, RED
 from coordvlm.reports.run_report import RunSummary
 from tests.reports.conftest import make_run
@@ -127,6 +127,17 @@ def test_pictures_are_spread_over_the_ids_and_show_truth_in_green_and_prediction
         assert caption.startswith(f"image {image_id} · F1 ")
         assert _has(image, GREEN)
         assert _has(image, RED) == bool(next(p for p in run.predictions if p.sample_id == image_id).kept)
+
+
+@pytest.mark.parametrize(("any_unmarked", "error"), [(0, "20.0"), (1, "0.0")])
+def test_a_counted_picture_is_measured_as_the_evaluation_was(any_unmarked: int, error: str) -> None:
+    points = np.array([[100.0, 100.0], [120.0, 100.0]])
+    truth = PointTruth.of(ids=[1], categories=["red dot"], source_image=[1], image_wh=np.array([[384.0, 384.0]]), points=[points])
+    asked = Asked(0, 2, (100.0, 100.0), points, (120.0, 100.0), 0.1)
+    evaluation = Evaluation({}, {"measured_to_any_unmarked": any_unmarked})
+    images: Any = SimpleNamespace(load=lambda _: Image.new("RGB", (384, 384)))
+    (_, _, caption), = draw(evaluation, truth, [Prediction(1, (384, 384), (), asked=(asked,))], images, 1)
+    assert f"error {error} px of 384" in caption
 
 
 def test_no_prediction_is_no_picture() -> None:

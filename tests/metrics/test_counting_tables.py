@@ -214,6 +214,12 @@ def test_spikes_are_counted_by_the_watch_or_in_the_log():
     assert checks(curves={"train_total_loss": short}, gradients=None)["loss spikes"].status == "not measured"
 
 
+def test_a_watch_that_could_judge_no_loss_measured_nothing():
+    few = checks(gradients=HEALTH | {"tasks": {"all": watch(0) | {"steps": 10}}})["loss spikes"]
+    assert (few.status, few.found) == ("not measured", "10 steps are too few")
+    assert checks(gradients=HEALTH | {"tasks": {"all": watch(0) | {"steps": 11}}})["loss spikes"].status == "pass"
+
+
 def test_the_group_that_is_outside_most_often_decides():
     found = checks(gradients=HEALTH | {"groups": {"x": health(0.0), "y": health(0.2)}})["gradients in range"]
     assert (found.status, found.value) == ("fail", 0.2)

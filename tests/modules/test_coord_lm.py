@@ -15,11 +15,13 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from coordvlm.contracts import Batch, GroundTruth, Sample, Window
+from coordvlm.contracts.output import TermOutput
 from coordvlm.losses.coord_ce import CoordCE
 from coordvlm.losses.coord_error import CoordError
 from coordvlm.losses.coord_exp import CoordExp
 from coordvlm.losses.giou import GIoU
 from coordvlm.losses.l1 import L1
+from coordvlm.losses.slots import Slots
 from coordvlm.losses.text_ce import TextCE
 from coordvlm.losses.weighted_sum import Weighted, WeightedSum
 from coordvlm.metrics.detection import DetectionMetric
@@ -178,6 +180,25 @@ def test_training_and_validation_log_the_same_names_and_values_on_equal_data() -
     assert {"total_loss", "text_loss", "coord_loss", "coord_ce_loss", "term/giou", "coordexp_l1", "iou"} <= set(train)
     assert set(train) == set(val)
     assert {k: train[k] / val[k] for k in val} == pytest.approx(dict.fromkeys(val, 1.0), rel=1e-5)
+
+
+class OfNothing(CoordError):
+    """Logs a mean over items of which no batch has any, as of a point where all is marked."""
+
+    def forward(self, slots: Slots) -> TermOutput:
+        out = super().forward(slots)
+        return replace(out, logs={"of_nothing": (out.sum.detach() * 0, 0)})
+
+
+def test_a_mean_over_no_item_is_logged_as_undefined_and_not_as_a_perfect_zero() -> None:
+    t = tiny()
+    m = module(t)
+    m.losses.monitors["none"] = OfNothing(t.grid)
+    run = trainer()
+    run.fit(m, Loader(batches(t, [8], losses=m.losses)), Loader(batches(t, [8])))
+    for phase in ("train", "val"):
+        assert math.isnan(float(run.callback_metrics[f"{phase}_of_nothing"]))
+        assert math.isfinite(float(run.callback_metrics[f"{phase}_total_loss"]))
 
 
 def test_the_logged_loss_is_weighted_and_adds_up() -> None:
