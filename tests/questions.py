@@ -28,6 +28,7 @@ class Ask:
     unmarked: tuple[tuple[float, float], ...]
     has_xy: bool = True
     has_done: bool = True
+    has_hit: bool = True
     size: tuple[int, int] = (640, 480)
 
 
@@ -39,6 +40,8 @@ RAGGED: tuple[Ask, ...] = (
     Ask((2, 2), (), has_xy=False, has_done=False),
     Ask((3, 2), ((0.6, 0.1), (0.55, 0.95), (0.9, 0.7)), size=(384, 384)),
 )
+#: A prompt of which nothing is known: what a rank gets that a batch has nothing for.
+UNKNOWN = Ask((2, 2), (), has_xy=False, has_done=False, has_hit=False)
 
 
 def make_questions(asks: Sequence[Ask], *, grid: Grid = K9, nearest: bool = False) -> Batch:
@@ -70,7 +73,7 @@ def make_questions(asks: Sequence[Ask], *, grid: Grid = K9, nearest: bool = Fals
             slots += [(ask_row[b][axis], int(grid.encode(value)), value, axis) for axis, value in enumerate(ask.unmarked[0])]
     num, none = len(asks), torch.zeros(0, dtype=torch.long)
     has_xy, has_done = torch.tensor([a.has_xy for a in asks]), torch.tensor([a.has_done for a in asks])
-    hit = torch.tensor(tokens["hit"])
+    hit, has_hit = torch.tensor(tokens["hit"]), torch.tensor([a.has_hit for a in asks])
     return Batch(
         input_ids=torch.tensor(ids), lengths=torch.tensor(lengths), prompt_lengths=torch.tensor(lengths),
         position_ids=torch.arange(width).expand(3, num, width).contiguous(), image_pos=torch.tensor(image),
@@ -82,13 +85,13 @@ def make_questions(asks: Sequence[Ask], *, grid: Grid = K9, nearest: bool = Fals
         slot_axis=torch.tensor([s[3] for s in slots], dtype=torch.uint8),
         box_slot=none.view(0, 4), box_sample=none, box_prev=none,
         counts={
-            "text": 0, "slot": len(slots), "box": 0, "point": int(has_xy.sum()), "done": int(has_done.sum()), "image_token": len(image),
-            "hit": int(hit.sum()),
+            "text": 0, "slot": len(slots), "box": 0, "point": int(has_xy.sum()), "done": int(has_done.sum()),
+            "image_token": sum(a.cells[0] * a.cells[1] for a in asks if a.has_hit), "hit": int(hit.sum()),
         },
         ids=tuple(f"image_{b}" for b in range(num)), sizes=tuple(a.size for a in asks),
         ask_row=torch.tensor(ask_row), ask_sample=torch.arange(num),
         ask_xy=torch.tensor([[2 * v - 1 for v in a.unmarked[0]] if a.has_xy else [0.0, 0.0] for a in asks]), ask_has_xy=has_xy,
-        ask_done=torch.tensor([float(not a.unmarked) for a in asks]), ask_has_done=has_done,
+        ask_done=torch.tensor([float(not a.unmarked) for a in asks]), ask_has_done=has_done, ask_has_hit=has_hit,
         token_ask=torch.tensor(tokens["ask"]), token_centre=torch.tensor(tokens["centre"]), token_half=torch.tensor(tokens["half"]),
         token_hit=hit, token_offset=torch.tensor(tokens["offset"]), token_next=torch.tensor(tokens["next"]).bool(),
     )

@@ -32,8 +32,9 @@ class Question:
         category: what is counted. num: N, how many there are; k where that is not known. marked: k, how many of them count as marked.
         target: float32[2] of the next object; None: all are marked, or nothing is known (a step of the inference loop).
         unmarked: float32[N - k, 2], all objects that are not marked yet, the target included; empty where nothing is known.
-        done: whether all are marked; None: nothing is known.
+        done: whether all are marked; None: nothing is known, or it is not taught.
         rows: int64[3], where ``<x> <y> <done>`` stand in ``prompt_ids``.
+        known: whether ``unmarked`` is the truth: without it, nothing is supervised.
     """
 
     category: str
@@ -43,6 +44,7 @@ class Question:
     unmarked: NDArray[np.float32]
     done: bool | None
     rows: NDArray[np.int64]
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Batch:
         box_slot: long[M, 4], the slots x1, y1, x2, y2 of a box. box_sample: long[M]. box_prev: long[M], the preceding box of
             the sample (index into M) if it has the same description, else -1.
         counts: ``{"text": R, "slot": N, "box": M}``, from labels; in task=count also ``"point"`` (of ``ask_has_xy``), ``"done"`` (of
-            ``ask_has_done``), ``"image_token"`` (Nv) and ``"hit"`` (image tokens with an unmarked object).
+            ``ask_has_done``), ``"image_token"`` (of ``ask_has_hit``) and ``"hit"`` (image tokens with an unmarked object).
         ids: B sample ids. sizes: B (width, height) of the displayed source image. phrases: B referring phrases, None in detection.
         window: set by the training loader; None elsewhere.
         query_row: long[Q], predicts the end of turn. query_box: float32[Q, 4], normalised xyxy, not quantised. query_sample: long[Q].
@@ -129,6 +131,7 @@ class Batch:
         ask_xy: float32[A, 2], the next object in [-1, 1] across the image; 0 where there is none. ask_has_xy: bool[A]. Slots x and y of
             those samples, and of no others, are in ``slot_*``, read at ``<x>`` and ``<y>``.
         ask_done: float32[A], 1 where everything is marked. ask_has_done: bool[A], whether the done head learns from the sample.
+        ask_has_hit: bool[A], whether it is known which objects are unmarked, so that ``token_hit`` says something.
         token_ask: long[Nv], the question (index into A) of each image token's sample. token_centre, token_half: float32[Nv, 2], centre
             and half size of the image's cell behind each token in [-1, 1] across the image. All empty in other tasks.
         token_hit: float32[Nv], 1 where an unmarked object of the category lies in the cell. token_offset: float32[Nv, 2], from centre to
@@ -170,6 +173,7 @@ class Batch:
     ask_has_xy: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     ask_done: Tensor = field(default_factory=lambda: torch.zeros(0))
     ask_has_done: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    ask_has_hit: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     token_ask: Tensor = field(default_factory=_no_rows)
     token_centre: Tensor = field(default_factory=lambda: torch.zeros(0, 2))
     token_half: Tensor = field(default_factory=lambda: torch.zeros(0, 2))

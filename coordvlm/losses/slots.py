@@ -35,7 +35,7 @@ ITEMS: dict[str, tuple[Callable[[Batch], int], Callable[[Batch], Tensor]]] = {
     "query": (lambda b: b.query_row.shape[0], lambda b: b.query_sample),
     "point": (_counted("point"), lambda b: b.ask_sample),
     "done": (_counted("done"), lambda b: b.ask_sample),
-    "image_token": (lambda b: b.token_ask.shape[0], lambda b: b.ask_sample[b.token_ask]),
+    "image_token": (_counted("image_token"), lambda b: b.ask_sample[b.token_ask]),
     "hit": (_counted("hit"), lambda b: b.ask_sample[b.token_ask]),
 }
 #: Kinds of item of samples with an answer in words (detection, grounding), and of samples that ask for a point (counting).

@@ -75,7 +75,7 @@ class TokenNextCE(LossTerm):
 
 
 class TokenHitBCE(LossTerm):
-    """Sums over all image tokens the cross-entropy of "an unmarked object of the category lies in this cell".
+    """Sums over the image tokens of ``ask_has_hit`` the cross-entropy of "an unmarked object of the category lies in this cell".
 
     Logs ``hit_recall``, the share of tokens with an object that are told so (p > 0.5), and ``hit_false``, the share of the others that are.
 
@@ -94,8 +94,9 @@ class TokenHitBCE(LossTerm):
         logit_V = upcast(slots.token_hit)
         hit_V = slots.batch.token_hit.to(logit_V.dtype)
         loss_V = functional.binary_cross_entropy_with_logits(logit_V, hit_V, reduction="none")
-        loss_V = loss_V * (1 + (self.positive_weight - 1) * hit_V)
-        said_V = (logit_V.detach() > 0).to(hit_V.dtype)
+        known_V = slots.batch.ask_has_hit[slots.batch.token_ask]
+        loss_V = torch.where(known_V, loss_V * (1 + (self.positive_weight - 1) * hit_V), 0.0)
+        said_V = ((logit_V.detach() > 0) & known_V).to(hit_V.dtype)
         hits, tokens = slots.number_of("hit"), slots.number_of("image_token")
         logs = {"hit_recall": ((said_V * hit_V).sum(), hits), "hit_false": ((said_V * (1 - hit_V)).sum(), tokens - hits)}
         return self.summed(loss_V, slots, logs)

@@ -76,6 +76,7 @@ def collate_questions(encoded: Sequence[Encoded], vocab: CoordVocab, grid: Grid,
     value = target[has_xy].reshape(-1)
     has_done = [q.done is not None for q in questions]
     hit = np.concatenate([c.hit for c in cells])
+    known = sum(len(c.hit) for c, q in zip(cells, questions, strict=True) if q.known)
     return replace(
         plain,
         slot_row=torch.from_numpy(ask_row[has_xy][:, :2].reshape(-1)),
@@ -88,6 +89,7 @@ def collate_questions(encoded: Sequence[Encoded], vocab: CoordVocab, grid: Grid,
         ask_has_xy=torch.from_numpy(has_xy),
         ask_done=torch.tensor([float(bool(q.done)) for q in questions]),
         ask_has_done=torch.tensor(has_done),
+        ask_has_hit=torch.tensor([q.known for q in questions]),
         token_ask=torch.from_numpy(np.repeat(np.arange(len(cells)), [len(c.hit) for c in cells])),
         token_centre=torch.from_numpy(np.concatenate([c.centre for c in cells])),
         token_half=torch.from_numpy(np.concatenate([c.half for c in cells])),
@@ -96,7 +98,7 @@ def collate_questions(encoded: Sequence[Encoded], vocab: CoordVocab, grid: Grid,
         token_next=torch.from_numpy(np.concatenate([c.next for c in cells])),
         questions=tuple(questions),
         counts={
-            **plain.counts, "slot": len(value), "point": int(has_xy.sum()), "done": sum(has_done), "image_token": len(hit),
+            **plain.counts, "slot": len(value), "point": int(has_xy.sum()), "done": sum(has_done), "image_token": known,
             "hit": int(hit.sum()),
         },
     )

@@ -148,7 +148,7 @@ class CountEncoder:
         left_norm = to_norm(left, *size).astype(np.float32)
         question = Question(
             category=category, num=len(marks) + len(left), marked=len(marks), target=left_norm[0] if len(left) else None,
-            unmarked=left_norm, done=done, rows=len(prompt_ids) - 3 + np.arange(3),
+            unmarked=left_norm, done=done, rows=len(prompt_ids) - 3 + np.arange(3), known=unmarked is not None,
         )
         return Encoded(
             id=id, prompt_ids=prompt_ids, answer_ids=_NOTHING, answer_kind=_NOTHING.astype(np.uint8), slot_object=_NOTHING,

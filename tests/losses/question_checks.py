@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from coordvlm.contracts import Batch, ModelOutput, TermOutput
 from coordvlm.losses.slots import Slots
 from coordvlm.losses.term import LossTerm
 from tests.losses.checks import decoder
-from tests.questions import RAGGED, Ask, answers_of, make_questions, random_states
+from tests.questions import RAGGED, UNKNOWN, answers_of, make_questions, random_states
 
 
 def run(term: LossTerm, states: Tensor, batch: Batch) -> TermOutput:
@@ -50,11 +48,8 @@ def assert_is_a_question_term(term: LossTerm) -> None:
 
 
 def _assert_nothing_to_learn_is_zero(term: LossTerm) -> None:
-    """Questions from which neither a point nor done is learned; where image tokens count, none of them either."""
-    batch = make_questions([Ask((1, 2), (), has_xy=False, has_done=False)] * 2)
-    if term.items == "image_token":
-        tokens = {name: getattr(batch, name)[:0] for name in ("image_pos", "token_ask", "token_centre", "token_half", "token_hit")}
-        batch = replace(batch, **tokens, token_offset=batch.token_offset[:0], token_next=batch.token_next[:0])
+    """Questions of which nothing is known."""
+    batch = make_questions([UNKNOWN] * 2)
     states = random_states(batch)
     out = run(term, states, batch)
     assert float(out.sum.detach()) == 0.0

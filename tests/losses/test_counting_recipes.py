@@ -13,7 +13,7 @@ from coordvlm.losses.text_ce import TextCE
 from coordvlm.losses.weighted_sum import Weighted, WeightedSum
 from coordvlm.utils.errors import ConfigError
 from tests.losses.test_shipped_recipes import _recipe, _small
-from tests.questions import RAGGED, Ask, answers_of, make_questions, random_states
+from tests.questions import RAGGED, UNKNOWN, Ask, answers_of, make_questions, random_states
 from tests.recipes import ANSWERING, COUNTING
 
 DONE = {"done_bce": 3.0}
@@ -84,10 +84,13 @@ def test_recipes_of_other_tasks_log_no_loss_of_done() -> None:
 
 
 def gradient(recipe: WeightedSum, micro: Sequence[Sequence[int]], dtype: torch.dtype, *, world_size: int, accumulate: int) -> Tensor:
-    """Gradient of one table that all samples share, after one optimiser step cut into ``micro``, each a batch of its own."""
+    """Gradient of one table that all samples share, after one optimiser step cut into ``micro``, each a batch of its own.
+
+    -1 is a prompt of which nothing is known.
+    """
     largest = make_questions([RAGGED[4]])
     table = random_states(largest, seed=3).detach()[0].to(dtype).requires_grad_()
-    batches = [make_questions([RAGGED[i] for i in part]) for part in micro]
+    batches = [make_questions([RAGGED[i] if i >= 0 else UNKNOWN for i in part]) for part in micro]
     counts = [recipe.counts(b) for b in batches]
     window = {group: sum(c[group] for c in counts) for group in counts[0]}
     for part, batch in zip(micro, batches, strict=True):
@@ -106,6 +109,7 @@ def test_the_gradient_does_not_depend_on_how_the_step_is_cut(loss: str) -> None:
         assert whole.abs().max() > 0.01
         for micro, world_size, accumulate in (
             ([[0, 1], [2, 3, 4]], 1, 2), ([[3], [0, 1, 2, 4]], 2, 1), ([[1], [0, 3], [2], [4]], 1, 4), ([[1], [3], [0, 2], [4]], 2, 2),
+            ([[0, 1, 2, 3, 4], [-1]], 2, 1),
         ):
             cut = gradient(recipe, micro, dtype, world_size=world_size, accumulate=accumulate)
             assert (cut - whole).abs().max() <= tolerance * whole.abs().max(), (micro, world_size, accumulate)

@@ -173,7 +173,8 @@ def test_nothing_unmarked_is_nothing_hit() -> None:
 def test_nothing_known_has_no_labels() -> None:
     encoder = T.encoder()
     b = encoder.collate([encoder.encode(count_sample(i, n), epoch=0, with_answer=False) for i, n in enumerate((0, 4))])
-    assert b.counts == {"text": 0, "slot": 0, "box": 0, "point": 0, "done": 0, "image_token": 24, "hit": 0}
+    assert b.counts == {"text": 0, "slot": 0, "box": 0, "point": 0, "done": 0, "image_token": 0, "hit": 0}
+    assert not b.ask_has_hit.any()
     assert [q.marked for q in b.questions] == [0, 0]
     assert b.slot_row.shape == (0,)
     assert b.slot_bin.dtype == b.slot_row.dtype == torch.int64
@@ -182,13 +183,14 @@ def test_nothing_known_has_no_labels() -> None:
 def test_mode_regression_teaches_no_done() -> None:
     b = batch(mode="regression")
     assert b.ask_has_done.tolist() == [False] * 4
+    assert b.ask_has_hit.tolist() == [True] * 4  # also where there is nothing
     assert b.ask_has_xy.tolist() == [True, False, True, True]
 
 
 def test_dtypes_and_devices_of_the_contract() -> None:
     b = batch().to("cpu").pin_memory() if torch.cuda.is_available() else batch().to("cpu")
     assert b.ask_row.dtype == b.ask_sample.dtype == b.token_ask.dtype == torch.int64
-    assert b.ask_has_xy.dtype == b.ask_has_done.dtype == b.token_next.dtype == torch.bool
+    assert b.ask_has_xy.dtype == b.ask_has_done.dtype == b.ask_has_hit.dtype == b.token_next.dtype == torch.bool
     for name in ("ask_xy", "ask_done", "token_centre", "token_half", "token_hit", "token_offset", "slot_value"):
         assert getattr(b, name).dtype == torch.float32
     assert b.slot_axis.dtype == torch.uint8
