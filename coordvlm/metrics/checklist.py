@@ -63,19 +63,19 @@ def _tier(tier: str, values: Mapping[str, float]) -> Check:
     within, found = values.get(f"pck384_{radius}", math.nan), values.get("px384_mean", math.nan)
     asks = f"≥ {share:.0%} within {radius} px, mean < {mean:g} px"
     if math.isnan(within) or math.isnan(found):
-        return _unknown(f"tier {tier}", asks, "no single step was answered")
+        return _unknown(f"tier {tier}", asks, "no single step had anything left to point at")
     return Check(f"tier {tier}", asks, f"{within:.1%}, mean {found:.2f} px", within, _status(within >= share and found < mean))
 
 
 def _below(name: str, asks: str, value: float, limit: float, form: str) -> Check:
     if math.isnan(value):
-        return _unknown(name, asks, "no single step was answered")
+        return _unknown(name, asks, "no single step had anything left to point at")
     return Check(name, asks, form.format(value), value, _status(value < limit))
 
 
 def _at_least(name: str, asks: str, value: float, limit: float) -> Check:
     if math.isnan(value):
-        return _unknown(name, asks, "no single step was answered")
+        return _unknown(name, asks, "no single step had anything left to point at")
     return Check(name, asks, f"{value:.1%}", value, _status(value >= limit))
 
 

@@ -72,7 +72,11 @@ def course(run: RunSummary) -> Markup:
     order = {name: i for i, name in enumerate((*tables.MAIN, *tables.METRICS))}
     groups["score"].sort(key=lambda n: order.get(n.split("/")[-1], len(order)))
     groups["loss"].sort(key=lambda n: "total" not in n)
-    parts: list[Child] = [tag("h3", "Loss per term"), _grid(groups["loss"], panels) or missing("No loss was logged.")]
+    zero = [name for name in groups["loss"] if name.endswith("_loss") and not any(y.any() for _, y in panels[name].values())]
+    shown = [name for name in groups["loss"] if name not in zero]  # the recipe has no such part
+    parts: list[Child] = [tag("h3", "Loss per term"), _grid(shown, panels) or missing("No loss was logged.")]
+    if zero:
+        parts.append(missing(f"0 throughout, so not drawn: {', '.join(sorted(zero))}."))
     scores = _grid(groups["score"], panels, limit=6) or missing("No decoded score was logged during training.")
     parts += [tag("h3", "Score over steps"), scores]
     for name, words in (("optimiser", "Optimiser"), ("probe", "Diagnostics (teacher-forced: they explain, they do not rank)")):

@@ -10,6 +10,7 @@ import pytest
 
 from coordvlm.contracts import Evaluation, Interval, Prediction, Record
 from coordvlm.reports.run_report import RunSummary, write_run_report
+from coordvlm.reports.sections_run import course
 from coordvlm.utils.files import OutputError
 from tests.reports.conftest import make_truth
 from tests.reports.html_check import Checker, read
@@ -185,3 +186,13 @@ def test_pixel_errors_are_shown_with_the_floor_that_the_contract_imposes(run: Ru
     assert "half a merged patch, 8.0 px" in text
     text = words(read(write_run_report(tmp_path / "bare.html", replace(run, load_image=None, curves={}, contract=None))))
     assert "Shaded: floor" not in text
+
+
+def test_a_loss_that_the_recipe_does_not_have_is_named_instead_of_drawn(run: RunSummary) -> None:
+    curves = {"train_total_loss": ([1, 2], [1.0, 0.5]), "train_text_loss": ([1, 2], [0.0, 0.0]), "val_text_loss": ([2], [0.0]),
+              "train_coord_loss": ([1, 2], [0.0, 0.5])}  # fmt: skip
+    text = str(course(replace(run, curves=curves)))
+    assert "0 throughout, so not drawn: text_loss." in text
+    assert [f"{name} over steps" in text for name in ("total_loss", "coord_loss", "text_loss")] == [
+        True, True, False,
+    ]  # fmt: skip
