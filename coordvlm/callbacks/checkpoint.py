@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import Callback
 from coordvlm.callbacks.trained_weights import adapter_of, save_trained
 from coordvlm.callbacks.trained_weights import load_trained as load_trained
 from coordvlm.contracts import Contract
+from coordvlm.reports.tables import describe
 from coordvlm.utils import collectives
 from coordvlm.utils.errors import ConfigError, ContractError
 from coordvlm.utils.files import atomic_folder
@@ -43,9 +44,16 @@ class FolderCheckpoint(Callback):
         folder: ``<run>/checkpoints``.
         contract: written into every checkpoint.
         monitor: a logged validation metric, higher is better.
+    Raises:
+        ConfigError: a metric or loss that is better the lower it is: its worst would be kept.
     """
 
     def __init__(self, folder: Path, contract: Contract, *, monitor: str) -> None:
+        if describe(monitor.rpartition("/")[2])[1] < 0 or monitor.endswith("_loss"):
+            raise ConfigError(
+                f"callbacks.checkpoint.monitor={monitor!r} is better the lower it is, and the highest would be kept; a checkpoint of its "
+                f"best needs callbacks.checkpoint.tasks.<name>={{monitor: {monitor}, mode: min}}"
+            )
         self.folder, self.contract, self.monitor = Path(folder), contract, monitor
         self.best: float = -math.inf
         self.best_step = -1
@@ -132,7 +140,7 @@ class FolderCheckpoint(Callback):
             known = ", ".join(sorted(trainer.callback_metrics))
             raise ConfigError(f"callbacks.checkpoint.monitor={self.monitor!r} is not logged in validation; logged: {known}")
         number = -math.inf if math.isnan(float(value)) else float(value)  # undefined: worse than any number
-        improved = number > self.best or self.best_step < 0
+        improved = number > self.best or self.best == -math.inf  # of values that are all undefined the last one counts
         if improved:
             self.best, self.best_step = number, trainer.global_step
         self._save(trainer, pl_module, "last")

@@ -61,8 +61,14 @@ def test_best_moves_only_when_the_value_improves(parts: tuple[FolderCheckpoint, 
 
 
 def test_an_undefined_value_is_best_only_until_there_is_a_number(parts: tuple[FolderCheckpoint, Any, Any]) -> None:
-    seen = [validate(parts, value) for value in (float("nan"), 0.0, float("nan"))]
-    assert [s["best"] for s in seen] == [10, 20, 20]
+    seen = [validate(parts, value) for value in (float("nan"), float("nan"), 0.0, float("nan"))]
+    assert [s["best"] for s in seen] == [10, 20, 30, 30], "while there is none, what was trained longest"
+
+
+@pytest.mark.parametrize("monitor", ["val/px384_median", "val/loss_x", "val/count_mae", "val_total_loss"])
+def test_a_metric_that_is_better_the_lower_it_is_is_no_monitor(tmp_path: Path, monitor: str) -> None:
+    with pytest.raises(ConfigError, match=f"monitor='{monitor}' is better the lower it is"):
+        FolderCheckpoint(tmp_path, CONTRACT, monitor=monitor)
 
 
 def test_zero_is_a_value(parts: tuple[FolderCheckpoint, Any, Any]) -> None:
