@@ -41,7 +41,8 @@ class Sample:
         class_list: names to put into the prompt, absent classes included.
         category: what is to be counted, when the task is counting. Then ``objects`` holds every thing of that category, described by it
             and with its ``point_px``; other things in the image are not listed.
-        meta: anything a source wants to keep (file name, seed); not read by the pipeline.
+        meta: anything a source wants to keep (file name, seed). The pipeline reads ``where``, what errors name, and in counting ``split``:
+            samples of ``train`` get noisy marks and another question in every epoch.
     """
 
     id: int | str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ class FewSamples:
 class FirstBatch:
     """A ``DataSource`` that knows ``samples`` only; the truth is their targets.
 
+    Samples to count that are validated or tested say so (``meta["split"]``): they are asked as held-out ones are, with true marks.
+
     Args:
         source: where class names and ids come from. samples: training samples with integer ids.
     """
@@ -50,8 +53,12 @@ class FirstBatch:
     def split(self, name: str) -> FewSamples:
         if name not in SPLITS:
             raise ConfigError(f"no split {name!r}; there are {', '.join(SPLITS)}")
-        evaluated = name != "train" and self._is_grounding
-        return FewSamples("train", [s for s in self._samples if s.phrase is not None] if evaluated else self._samples)
+        samples = self._samples
+        if name != "train" and self._is_grounding:
+            samples = [s for s in samples if s.phrase is not None]
+        elif name != "train" and self._is_counting:
+            samples = [replace(s, meta={**s.meta, "split": name}) for s in samples]
+        return FewSamples("train", samples)
 
     def truth(self, name: str) -> GroundTruth:
         if self._is_grounding:

@@ -71,3 +71,10 @@ def test_points_to_count_are_the_truth_of_counting() -> None:
         assert isinstance(sample.id, int)
         assert truth.points_of(sample.id).tolist() == [list(o.point_px or ()) for o in sample.objects]
         assert truth.counted[truth.image_ids.tolist().index(sample.id)] == sample.category
+
+
+def test_samples_to_count_are_asked_as_held_out_ones_where_they_are_scored() -> None:
+    """Else the one batch would be validated with marks that are off or missing."""
+    source = FirstBatch(dots(), first_samples(dots(), batch_size=2, seed=0))
+    for name in SPLITS:
+        assert [source.split(name).sample(i, 1).meta["split"] for i in range(2)] == [name] * 2
