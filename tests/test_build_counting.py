@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from coordvlm.build.counting import count_settings
+from coordvlm.build.counting import count_settings, require_questions
 from coordvlm.utils.errors import ConfigError
-from tests.compose import CONF
+from tests.compose import CONF, compose
 
 SPATIAL: Any = SimpleNamespace(needs=frozenset({"token_next", "token_hit", "token_offset", "done_logit"}))
 
@@ -31,3 +33,16 @@ def test_any_unmarked_object_is_right_where_there_is_no_next_one() -> None:
     with pytest.raises(ConfigError, match=r"sequence\.target=nearest knows no next object.*metrics\.any_unmarked=true"):
         count_settings(config(target="nearest"), SPATIAL)
     assert count_settings(config(target="nearest", any_unmarked=True), SPATIAL)["any_unmarked"]
+
+
+@pytest.mark.parametrize(("mode", "schedule", "refused"), [
+    ("regression", "dual", True), ("regression", "alternate", True), ("regression", "single", False), ("mixed", "dual", False),
+])  # fmt: skip
+def test_a_task_that_would_be_asked_nothing_is_refused(mode: str, schedule: str, refused: bool, tmp_path: Path) -> None:
+    cfg = compose(tmp_path, "data=dots", "loss=three_stage_heads", f"schedule={schedule}", f"sequence.mode={mode}")
+    losses = instantiate(cfg.loss)
+    if not refused:
+        require_questions(cfg, losses)
+        return
+    with pytest.raises(ConfigError, match=r"schedule\.tasks\.classification learns .*done_bce.*mode=regression never asks"):
+        require_questions(cfg, losses)

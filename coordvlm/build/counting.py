@@ -50,6 +50,24 @@ def require_counting(losses: WeightedSum, *, task: str) -> None:
     losses.require_items(QUESTION_ITEMS if task == "count" else ANSWER_ITEMS, who=f"task={task}")
 
 
+def require_questions(cfg: DictConfig, losses: WeightedSum) -> None:
+    """Refuse tasks in turns of which one is asked nothing.
+
+    Raises:
+        ConfigError: ``sequence.mode=regression`` and a task of the schedule that learns nothing but whether all is marked.
+    """
+    tasks: Any = OmegaConf.select(cfg, "schedule.tasks")  # schedule=single, and runs from before there were schedules, have none
+    if not tasks or cfg.sequence.mode != "regression":
+        return
+    done = {name for name, term in losses.terms.items() if term.items == "done"}
+    for task, node in tasks.items():
+        if (terms := node.get("terms")) and not isinstance(terms, str) and set(terms) <= done:
+            raise ConfigError(
+                f"schedule.tasks.{task} learns whether all is marked ({', '.join(terms)}), which sequence.mode=regression never asks: use "
+                "sequence.mode=mixed, or schedule=single"
+            )
+
+
 def count_settings(cfg: DictConfig, losses: WeightedSum) -> dict[str, Any]:
     """``cfg.decode`` as plain values, its read-out settled, and what errors are measured to; a part of the evaluation protocol.
 

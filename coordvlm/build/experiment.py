@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from coordvlm.build.counting import FindSample, build_counter, count_settings, point_readouts, require_counting
+from coordvlm.build.counting import FindSample, build_counter, count_settings, point_readouts, require_counting, require_questions
 from coordvlm.build.decoding import build_answerer, decode_settings
 from coordvlm.build.model import Model, build_coords, build_model, task_of
 from coordvlm.callbacks.batch_inspector import inspect_batch
@@ -118,6 +118,7 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     task = task_of(cfg)
     losses: WeightedSum = instantiate(cfg.loss)
     require_counting(losses, task=task)
+    require_questions(cfg, losses)
     decode = count_settings(cfg, losses) if task == "count" else decode_settings(cfg)
     readouts: tuple[str, ...] = point_readouts(losses.needs) if task == "count" else READOUTS
     if task != "count" and not build_coords(cfg).num_bins:  # what is written is what is read
