@@ -104,6 +104,8 @@ def build_model(cfg: DictConfig) -> Model:
         checkpoint_every=checkpointing if isinstance(checkpointing, int) else 0,  # auto: settled with the first batch
         heads=build_heads(_needs(cfg), table.shape[1], seed=cfg.seed, **_plain(OmegaConf.select(cfg, "heads"))),
     )
+    if task_of(cfg) == "count":  # the only task in which nothing may be written
+        backbone.freeze_unread(_needs(cfg))
     if adapter is not None:
         add_adapter(backbone, adapter, source=loaded.source, seed=cfg.seed, matrices=loaded.matrices)
     encoder, target = _sequence(cfg, loaded.tokenizer, vocab, grid, resize)

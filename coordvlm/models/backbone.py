@@ -116,6 +116,14 @@ class Backbone(nn.Module):
             if not self.tied:
                 self.hf.lm_head.requires_grad_(False)
 
+    def freeze_unread(self, needs: Collection[str]) -> None:
+        """Freeze output tables that no field of ``needs`` reads. They would get no gradient, and several processes wait for every one."""
+        if self.tied or any(name.startswith("text_") for name in needs) or {"slot_lse", "slot_correct"} & set(needs):
+            return
+        self.hf.lm_head.requires_grad_(False)
+        if "slot_logits" not in needs:
+            self.rows.rows_out.requires_grad_(False)
+
     def set_checkpointing(self, every: int) -> int:
         """Gradient checkpointing of every n-th language layer, and vision block if the tower trains; 0: none. Returns how many."""
         self.checkpoint_every = every
