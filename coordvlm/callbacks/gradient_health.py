@@ -85,10 +85,11 @@ class GradientHealth(Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._pending and (self._pending[-1][1] + 1) % self.every == 0:
+        if self._pending and ((step := self._pending[-1][1]) + 1) % self.every == 0:
             latest = self._collect()
             for logger in trainer.loggers:  # not self.log: Lightning would repeat the values at every later step
-                logger.log_metrics({f"grad_health/{name}": value for name, value in latest.items()}, step=trainer.global_step)
+                # under the step's own number, as its losses: a resumed log is cut behind the last step of the checkpoint
+                logger.log_metrics({f"grad_health/{name}": value for name, value in latest.items()}, step=step)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._collect()

@@ -97,7 +97,7 @@ def test_it_logs_the_latest_norms_every_n_steps() -> None:
     steps = Steps(health(every_n_steps=3))
     for x in (1.0, 2.0, -3.0, 4.0):
         steps.run(x)
-    assert steps.logged == [(3, {"grad_health/x": 3.0, "grad_health/y": 1.0})]
+    assert steps.logged == [(2, {"grad_health/x": 3.0, "grad_health/y": 1.0})], "under the number of the step, counted from 0 as losses are"
     assert steps.watch.findings()["gradient_health"]["groups"]["x"]["max"] == 4.0
 
 
