@@ -65,7 +65,8 @@ class PointRecords:
         self._image: list[int] = []
         self._places: list[str] = []
         self._points: list[Sequence[object]] = []
-        self._seen: dict[tuple[int, str], str] = {}
+        self._seen: dict[tuple[int, str], int] = {}
+        self._contradicted: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -102,11 +103,17 @@ class PointRecords:
         return at
 
     def add(self, image: int, category: str, points: Sequence[object], *, place: str, sample_id: int) -> None:
-        """One sample as it is written; a second one of an image and a category is refused or left out."""
-        before = self._seen.setdefault((image, category), place)
-        if before != place:
-            rule = f"an image and a category must come together once, with all points (first at {before})"
+        """One sample as it is written; a second one of an image and a category is refused or left out.
+
+        With other points it takes the first one along: neither is known to have all of them.
+        """
+        first = self._seen.setdefault((image, category), len(self._ids))
+        if first < len(self._ids):
+            rule = f"an image and a category must come together once, with all points (first at {self._places[first]})"
             self.refuse("duplicate_sample", rule, where=place, value=category)
+            if points != self._points[first] and first not in self._contradicted:
+                self._contradicted.add(first)
+                self.counts["duplicate_sample"] += 1
             return
         self._image.append(image)
         self._categories.append(category)
@@ -172,7 +179,7 @@ class PointRecords:
         kept = [i for i, size in enumerate(self._sizes) if size is not None]
         position = np.full(len(self._sizes) + 1, -1, dtype=np.int64)
         position[kept] = np.arange(len(kept))
-        pick = [s for s, image in enumerate(self._image) if position[image] >= 0]
+        pick = [s for s, image in enumerate(self._image) if position[image] >= 0 and s not in self._contradicted]
         written = [point for s in pick for point in self._points[s]]
         if not written:
             raise DataError("a split must not be empty: training would see no target and evaluation no truth", where=self.path,

@@ -152,7 +152,7 @@ def test_a_point_that_nobody_can_read_takes_its_sample_along(tmp_path: Path, bro
     (points_row(width=40), "bad_size", "must be given together"),
     (points_row(width=40, height=0), "bad_size", "positive integers"),
     (points_row(image="gone.png"), "unreadable_image", r"gone\.png: the image file must exist"),
-    (points_row([[1, 2]], "pear"), "duplicate_sample", r"together once, with all points \(first at .*train\.jsonl:1\)"),
+    (points_row([[5, 5]], "pear"), "duplicate_sample", r"together once, with all points \(first at .*train\.jsonl:1\)"),
 ])
 def test_a_bad_row(tmp_path: Path, row: Any, key: str, message: str) -> None:
     write_points(tmp_path, points_row([[5, 5]], "pear"), row)
@@ -277,3 +277,12 @@ def test_repeated_points_are_those_that_python_finds() -> None:
         expected.append((s, x, y) in seen and x == x)
         seen.add((s, x, y))
     assert repeated(sample, xy).tolist() == expected
+
+
+def test_rows_that_contradict_each_other_are_both_left_out(tmp_path: Path) -> None:
+    """One row per point, instead of one per image: none of them knows how many there are. An equal row contradicts nothing."""
+    rows = [points_row([p]) for p in FOUR]
+    write_points(tmp_path, *rows, points_row([[7, 7]], "pear"), points_row([[7, 7]], "pear"))
+    train = load_points(tmp_path, on_error="skip")
+    assert [train.split("train").sample(i, 0).category for i in range(len(train.split("train")))] == ["pear"]
+    assert train.dropped("train") == {"duplicate_sample": len(FOUR) + 1}
