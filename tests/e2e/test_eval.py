@@ -35,7 +35,7 @@ def test_the_record_says_what_was_evaluated(fast_run: Ran, again: Ran) -> None:
     assert record["evaluated"]["run"] == str(fast_run.run)
     assert Path(record["evaluated"]["checkpoint"]).name == "best"
     assert (record["protocol"], record["contract"]) == (fast_run.record["protocol"], fast_run.record["contract"])
-    assert record["choices"]["loss"] == "hybrid"
+    assert record["choices"]["loss"] == "ce_group"
     assert "finished" in (again.run / "report.html").read_text()
     assert again.out.strip().splitlines()[-1] == f"report: {again.run / 'report.html'}"
 

@@ -54,7 +54,7 @@ def test_the_record_is_complete(ran: Ran) -> None:
     assert {"import", "build", "first_batch", "train", "evaluate", "write"} <= set(record["timings"])
     assert record["peak_memory"]["rss_bytes"] > 10**8
     assert record["choices"] == {
-        "task": "detect", "loss": "hybrid", "model": "tiny", "adapter": "none", "data": "shapes", "sequence": "objects", "coords": "k999",
+        "task": "detect", "loss": "ce_group", "model": "tiny", "adapter": "none", "data": "shapes", "sequence": "objects", "coords": "k999",
         "debug": "fast",
     }
     assert record["overrides"] == list(FAST)
@@ -106,7 +106,7 @@ def test_train_and_validation_log_the_same_names(ran: Ran) -> None:
     training_only = ("train_grad_norm/", "train_grad_cos/")
     names = {key.removeprefix("train_") for key in rows[0] if key.startswith("train_") and not key.startswith(training_only)}
     assert names == {key.removeprefix("val_") for key in rows[0] if key.startswith("val_")}
-    assert {"total_loss", "text_loss", "coord_loss", "coord_ce_loss", "term/text_ce", "term/coord_ce", "term/l1", "term/giou"} <= names
+    assert {"total_loss", "text_loss", "coord_loss", "coord_ce_loss", "term/text_ce", "term/coord_ce"} <= names
     assert {"coord_probe/expected_bin_mae", "coord_probe/iou_expected", "coord_probe/x1/token_acc"} <= names
     assert {"train_grad_norm/coord_ce", "train_grad_cos/coord_ce", "train_grad_norm/total"} <= set(rows[0])
     assert [row["step"] for row in rows if row["train_total_loss"]] == ["0", "1", "2", "3"]
