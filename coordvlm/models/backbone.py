@@ -118,11 +118,12 @@ class Backbone(nn.Module):
 
     def freeze_unread(self, needs: Collection[str]) -> None:
         """Freeze output tables that no field of ``needs`` reads. They would get no gradient, and several processes wait for every one."""
-        if self.tied or any(name.startswith("text_") for name in needs) or {"slot_lse", "slot_correct"} & set(needs):
+        rows_out = self.rows.rows_out
+        if rows_out is None or any(name.startswith("text_") for name in needs) or {"slot_lse", "slot_correct"} & set(needs):
             return
         self.hf.lm_head.requires_grad_(False)
         if "slot_logits" not in needs:
-            self.rows.rows_out.requires_grad_(False)
+            rows_out.requires_grad_(False)
 
     def set_checkpointing(self, every: int) -> int:
         """Gradient checkpointing of every n-th language layer, and vision block if the tower trains; 0: none. Returns how many."""
