@@ -82,14 +82,13 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut], question: Question
     wanted = curves.levels(inner, column, question.level_shares) if column else []
     floors = _floors(groups, truth)
     first = members[0]
-    counts = first.counts
-    num_images = counts["images"] if "phrases" in counts or counted(first) else len(first.image_ids)  # what the replicates draw
+    # what the replicates draw
+    num_images = first.counts["images"] if "phrases" in first.counts or counted(first) else len(first.image_ids)
     results = [
         _result(group, answers, floors[group.name], column, wanted, steps, num_images=num_images, coverage=question.coverage)
         for group in groups
     ]
     pairs, baseline = _pairs(groups, metrics, question, chosen, num_images)
-    exact = all(curves.logs_time(runs) for runs in inner)
     contracts = contract_differences(groups)
     return Comparison(
         metric=chosen, metrics=metrics, verdict_metrics=[m for m in question.verdict_metrics if m in metrics], groups=results,
@@ -98,7 +97,7 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut], question: Question
         coverage=question.coverage, power=question.power, baseline=baseline, readout=_readout(members),
         protocol={k: v for k, v in first.protocol.items() if k != "readout" or not counted(first)},
         protocol_hash=first.protocol_hash if len({run.protocol_hash for run in members}) == 1 else "", contracts=contracts, curve=column,
-        exact_time=exact,
+        exact_time=all(curves.logs_time(runs) for runs in inner),
         notes=notes(groups, absent=absent, contracts=contracts),
         disagreements=_disputed(groups, answers, read, question.num_pictures),
     )
@@ -121,7 +120,8 @@ def _metrics(runs: Sequence[Run], question: Question, metric: str) -> tuple[list
         raise ConfigError(f"metric={metric}: {lacking.folder} has no such metric{hint(nearest(metric, sorted(there)))}")
     mine = [m for m in (*question.metrics, *question.verdict_metrics) if task_of(m) in ("", task_of(primary(there)))]
     asked = list(dict.fromkeys((metric, *mine)))
-    return [m for m in asked if m in there], [m for m in asked if m not in there]
+    missed = [m for m in asked if m not in there and (task_of(m) or "pck384_5" not in there)]  # counting has no parser, matches no boxes
+    return [m for m in asked if m in there], missed
 
 
 def _answers(runs: Sequence[Run], read: ReadLines) -> tuple[GroundTruth | None, dict[Path, Answers], list[LeftOut]]:
@@ -150,8 +150,8 @@ def _readout(runs: Sequence[Run]) -> str:
 
 
 def _any_unmarked(run: Run) -> bool:
-    """Whether its counting was measured to the nearest unmarked object."""
-    return bool(run.config.get("metrics.any_unmarked", False))
+    """Whether its counting was measured to the nearest unmarked object; the configuration of an ``eval`` need not say so."""
+    return bool(run.counts.get("measured_to_any_unmarked", 0))
 
 
 def _floors(groups: Sequence[Group], truth: GroundTruth) -> dict[str, Floor | None]:

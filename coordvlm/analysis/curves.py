@@ -19,6 +19,7 @@ _TIME = ("time", "seconds")
 _SHOWN = re.compile(r"val/.+|val_total_loss|(val[_/])?coord_probe/.+")
 _GRADIENT = re.compile(r"(?:train[_/])?grad(?:ient)?(?:_norm)?/(?:norm/)?(?P<term>\w+)$")
 _PARTS = {"text_loss": "text", "coord_ce_loss": "slots", "coord_loss": "boxes"}
+_COUNT_PARTS = {"coord_ce_loss": "slots", "coord_loss": "points", "done_loss": "done"}
 _LAST = 0.1
 
 
@@ -106,8 +107,10 @@ def snapshot(runs: Sequence[Run], column: str, steps: Sequence[int]) -> dict[int
 
 
 def loss_share(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:
-    """Part of the loss (``text``, ``slots``, ``boxes``) -> its share over the whole training and over the last tenth of its steps."""
-    return _shares(runs, {f"train_{column}": part for column, part in _PARTS.items()})
+    """Part of the loss (``text``, ``slots``, ``boxes``; of counting ``slots``, ``points``, ``done``) -> its share over the whole training
+    and over the last tenth of its steps."""
+    parts = _COUNT_PARTS if any("train_done_loss" in run.curves for run in runs) else _PARTS
+    return _shares(runs, {f"train_{column}": part for column, part in parts.items()})
 
 
 def grad_share(runs: Sequence[Run]) -> dict[str, tuple[float, float]]:

@@ -87,10 +87,13 @@ def shares(c: Comparison) -> Markup:
     title = "Share of coordinates in the loss"
     drawn = [_share_table(c, name, {g.short: found for g in ordered(c) if (found := getattr(g, field))})
              for name, field in (("Loss", "loss_share"), ("Gradient norm", "grad_share"))]
+    other, first, last = ("text", "text, on ", " and on boxes")
+    if c.counting:
+        other, first, last = ("the end", "", ", on points and on whether all is marked")
     note = (
-        "Recipes that weigh coordinates differently against text differ in more than their coordinate loss. Weighted parts of the training "
-        "loss on text, on coordinate tokens (slots) and on boxes, over the whole training and, in brackets, over its last tenth. Shares of "
-        "gradient norms ignore that gradients may cancel."
+        f"Recipes that weigh coordinates differently against {other} differ in more than their coordinate loss. Weighted parts of the "
+        f"training loss on {first}coordinate tokens (slots){last}, over the whole training and, in brackets, over its last tenth. "
+        "Shares of gradient norms ignore that gradients may cancel."
     )
     found = [d for d in drawn if d is not None]
     absent = None if drawn[1] is not None else missing("Gradient norms of the terms were not logged.")
@@ -103,7 +106,7 @@ def _share_table(c: Comparison, name: str, found: Mapping[str, Mapping[str, tupl
     parts = list(dict.fromkeys(p for row in found.values() for p in row))
     body = []
     for group, row in found.items():
-        coordinates = [1 - sum(row[p][i] for p in row if p.startswith("text")) for i in (0, 1)]
+        coordinates = [1 - sum(row[p][i] for p in row if p.startswith(("text", "done"))) for i in (0, 1)]
         cells = [f"{row[p][0]:.0%} ({row[p][1]:.0%})" if p in row else "–" for p in parts]
         body.append([group, tag("b", f"{coordinates[0]:.0%} ({coordinates[1]:.0%})"), *cells])
     return tag("div", tag("h3", name), table(("group", "all coordinates", *parts), body))

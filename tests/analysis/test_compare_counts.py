@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from coordvlm.analysis.answers import condense, read_lines, scenes_of, truth_of
-from coordvlm.analysis.compare import Question, compare
+from coordvlm.analysis.compare import Question, _any_unmarked, _metrics, compare
 from coordvlm.analysis.groups import require_one_protocol
 from coordvlm.analysis.rescore import rescore
 from coordvlm.analysis.runs import Run, read_runs
@@ -162,3 +162,15 @@ def test_a_sample_without_steps_has_no_asked(runs: Sequence[Run]) -> None:
     line = prediction_to_line(Prediction(3, (192, 96), ()), TruthIndex(TRUTH))
     assert "asked" not in line
     assert line_to_prediction(line).asked == ()
+
+
+def test_what_a_run_was_measured_to_is_what_its_evaluation_says(runs: Sequence[Run]) -> None:
+    """The configuration of an ``eval`` leaves open what the run has settled."""
+    assert not _any_unmarked(replace(runs[0], config={"metrics.any_unmarked": None}))
+    assert _any_unmarked(replace(runs[0], config={"metrics.any_unmarked": None}, counts={**runs[0].counts, "measured_to_any_unmarked": 1}))
+
+
+def test_what_counting_never_measures_is_not_missed(runs: Sequence[Run]) -> None:
+    question = replace(QUESTION, metrics=[*QUESTION.metrics, "parse_rate", "truncation_rate", "pck_all_5", "count_rmse", "done_acc_none"])
+    _, absent = _metrics(runs, question, "pck384_5")
+    assert absent == ["done_acc_none"]

@@ -78,6 +78,9 @@ def test_shares_of_the_loss_by_hand() -> None:
     assert found["slots"] == pytest.approx((1 / 12, 1 / 4))
     assert found["boxes"] == pytest.approx((5 / 12, 2 / 4))
     assert curves.loss_share([logged()]) == {}
+    counting = {"train_text_loss": [0, 0, 0], "train_coord_ce_loss": [0, 0, 0], "train_coord_loss": [1, 1, 1], "train_done_loss": [3, 3, 0]}
+    found = curves.loss_share([logged(**{name: (steps, values) for name, values in counting.items()})])  # type: ignore[arg-type, misc]
+    assert found == {"slots": (0.0, 0.0), "points": pytest.approx((3 / 9, 1)), "done": pytest.approx((6 / 9, 0))}
     gradients = curves.grad_share([logged(train_grad_norm__text_ce=(steps, [1, 1, 1]), train_grad_norm__l1=(steps, [3, 3, 3]))])
     assert gradients == {"text_ce": pytest.approx((0.25, 0.25)), "l1": pytest.approx((0.75, 0.75))}
 
