@@ -103,8 +103,8 @@ def _spikes(curves: Mapping[str, Curve], gradients: Mapping[str, object] | None)
     watched = [int(found["loss_spikes"]) for found in tasks]
     if watched and gradients is not None:
         asks = f"no loss above {gradients.get('spike_factor')} × the median of the {gradients.get('spike_window')} before it"
-        if (steps := max(int(found.get("steps", 0)) for found in tasks)) <= _BEFORE:  # the watch judges none of the first ones either
-            return _unknown(name, asks, f"{steps} steps are too few")
+        if (seen := max(int(found.get("steps", 0)) for found in tasks)) <= _BEFORE:  # the watch judges none of the first ones either
+            return _unknown(name, asks, f"{seen} steps are too few")
         return Check(name, asks, f"{sum(watched)} in all steps", float(sum(watched)), _status(not any(watched)))
     asks = f"no logged loss above {SPIKE:g} × the median of the {_BEFORE} before it"
     if "train_total_loss" not in curves:
