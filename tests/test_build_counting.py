@@ -18,9 +18,9 @@ from tests.compose import CONF, compose
 SPATIAL: Any = SimpleNamespace(needs=frozenset({"token_next", "token_hit", "token_offset", "done_logit"}))
 
 
-def config(*, target: str = "next", **metrics: Any) -> DictConfig:
+def config(*, target: str = "next", mode: str = "mixed", **metrics: Any) -> DictConfig:
     decode, counting = (yaml.safe_load((CONF / name).read_text()) for name in ("decode/count.yaml", "metrics/counting.yaml"))
-    return OmegaConf.create({"decode": decode, "metrics": counting | metrics, "sequence": {"target": target}})
+    return OmegaConf.create({"decode": decode, "metrics": counting | metrics, "sequence": {"target": target, "mode": mode}})
 
 
 @pytest.mark.parametrize("any_unmarked", [False, True])
@@ -33,6 +33,14 @@ def test_any_unmarked_object_is_right_where_there_is_no_next_one() -> None:
     with pytest.raises(ConfigError, match=r"sequence\.target=nearest knows no next object.*metrics\.any_unmarked=true"):
         count_settings(config(target="nearest"), SPATIAL)
     assert count_settings(config(target="nearest", any_unmarked=True), SPATIAL)["any_unmarked"]
+
+
+def test_no_loop_is_run_where_its_end_is_never_taught() -> None:
+    cfg = config(mode="regression")
+    with pytest.raises(ConfigError, match=r"sequence\.mode=regression never asks whether all is marked.*decode\.loop=false"):
+        count_settings(cfg, SPATIAL)
+    cfg.decode.loop = False
+    assert not count_settings(cfg, SPATIAL)["loop"]
 
 
 @pytest.mark.parametrize(("mode", "schedule", "refused"), [

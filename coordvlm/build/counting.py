@@ -78,6 +78,8 @@ def count_settings(cfg: DictConfig, losses: WeightedSum) -> dict[str, Any]:
     if cfg.sequence.target == "nearest" and not cfg.metrics.any_unmarked:
         raise ConfigError("sequence.target=nearest knows no next object to measure to: set metrics.any_unmarked=true")
     settings = {str(key): value for key, value in OmegaConf.to_container(cfg.decode).items()}  # type: ignore[union-attr]
+    if cfg.sequence.mode == "regression" and settings["loop"]:
+        raise ConfigError("sequence.mode=regression never asks whether all is marked, so no loop can end: set decode.loop=false")
     given = point_readouts(losses.needs)
     if settings["readout"] == "auto":
         settings["readout"] = given[0]

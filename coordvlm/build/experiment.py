@@ -42,6 +42,8 @@ from coordvlm.utils.errors import ConfigError
 
 #: Training answers that the token budget of decoding is measured on.
 _BUDGET_SAMPLES = 512
+#: Settings of decoding that decide nothing but time and memory.
+_OF_SPEED = ("max_batch",)
 _BUDGET_RULE = "1.5 x the longest training answer + 8"
 
 
@@ -79,7 +81,7 @@ class Experiment:
             "split": self.split,
             "image_limits": {"max_source_pixels": self.cfg.model.max_source_pixels},
             "backend": self.cfg.metrics.get("backend", "none"),  # COCO's numbers are detection's
-            **self.decode,
+            **{key: value for key, value in self.decode.items() if key not in _OF_SPEED},
             # the rule, not its outcome, which depends on how long a format is
             "max_new_tokens": _BUDGET_RULE if self.cfg.decode.get("max_new_tokens", 0) is None else self.decode["max_new_tokens"],
         }
