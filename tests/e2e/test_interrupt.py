@@ -42,7 +42,7 @@ def diverging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_term_and_samples(tmp_path: Path, diverging: None) -> None:
-    ran = fail(tmp_path, "trainer.val_check_interval=1")
+    ran = fail(tmp_path, "loss=hybrid", "trainer.val_check_interval=1")
     message = refusal(ran)
     assert ran.status == 1
     assert "the loss is not finite" in message

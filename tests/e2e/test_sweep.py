@@ -24,12 +24,14 @@ from tests.e2e.commands import FAST, call, losses
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 FILES = sorted(SWEEPS.glob("*.yaml"))
-ADAPTERS = SWEEPS / "lora_capacity.yaml"
+ADAPTERS, LEVERS = SWEEPS / "lora_capacity.yaml", SWEEPS / "point_levers.yaml"
+#: Test images of the data of a sweep: shapes, dots.
+EVAL_SEEDS = {"detect": 20240, "count": 20241}
 
 
 def params(file: Path) -> dict[str, list[str]]:
     found = yaml.safe_load(file.read_text())["hydra"]["sweeper"]["params"]
-    return {key: str(value).split(",") for key, value in found.items()}
+    return {key: re.split(r",(?![^\[]*\])", str(value)) for key, value in found.items()}
 
 
 def plain(job: DictConfig) -> dict[str, Any]:
@@ -61,14 +63,14 @@ def jobs_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
     return compose
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f != ADAPTERS], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [f for f in FILES if f not in (ADAPTERS, LEVERS)], ids=lambda file: file.stem)
 def test_the_jobs_of_a_shipped_sweep_differ_in_nothing_but_seed_and_loss(file: Path, jobs_of: Callable[[Path], list[DictConfig]]) -> None:
     jobs = jobs_of(file)
     assert {job.hydra.mode.name for job in jobs} == {"MULTIRUN"}
     rest = []
     for job in jobs:
         assert job.loss.average == "group"
-        assert (job.data.source.eval_seed, job.data.source.num_test) == (20240, 500)
+        assert (job.data.source.eval_seed, job.data.source.num_test) == (EVAL_SEEDS[job.task], 500)
         rest.append({key: value for key, value in plain(job).items() if key not in ("loss", "seed")})
     assert all(other == rest[0] for other in rest)
     assert len({json.dumps(OmegaConf.to_container(job.loss, resolve=False), sort_keys=True) for job in jobs}) == len(jobs)
@@ -86,6 +88,21 @@ def test_the_jobs_of_a_sweep_of_adapters_differ_in_nothing_but_what_is_swept(
         job.adapter.r = job.adapter.alpha = job.adapter.dropout = job.optim.schedule = None
     assert all(plain(job) == plain(jobs[0]) for job in jobs)
     assert (jobs[0].task, jobs[0].optim.lr, jobs[0].optim.muon_lr, jobs[0].model.load.dtype) == ("ground", 2e-4, None, "bfloat16")
+
+
+def test_the_jobs_of_a_sweep_of_levers_differ_in_nothing_but_these(
+    jobs_of: Callable[[Path], list[DictConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept = params(LEVERS)
+    monkeypatch.setattr(sys.modules[__name__], "params", lambda _: {"loss": [""] * math.prod(map(len, swept.values()))})  # all jobs
+    jobs = jobs_of(LEVERS)
+    settings = {tuple(str(OmegaConf.select(job, key)) for key in swept) for job in jobs}
+    assert len(settings) == len(jobs) == 48
+    for job in jobs:
+        for key in swept:
+            OmegaConf.update(job, key, None)
+    assert all(plain(job) == plain(jobs[0]) for job in jobs)
+    assert (jobs[0].task, jobs[0].adapter.r, jobs[0].data.batch_size, jobs[0].schedule.tasks.regression.optim.lr) == ("count", 16, 2, None)
 
 
 def test_the_same_loss_is_the_same_run_in_every_sweep_on_the_same_data(jobs_of: Callable[[Path], list[DictConfig]]) -> None:

@@ -55,7 +55,7 @@ def test_the_record_is_complete(ran: Ran) -> None:
     assert record["peak_memory"]["rss_bytes"] > 10**8
     assert record["choices"] == {
         "task": "detect", "loss": "ce_group", "model": "tiny", "adapter": "none", "data": "shapes", "sequence": "objects", "coords": "k999",
-        "debug": "fast",
+        "schedule": "single", "debug": "fast",
     }
     assert record["overrides"] == list(FAST)
     assert record["selected"]["checkpoint"] == "best"
