@@ -57,12 +57,14 @@ def _input(cfg: DictConfig, run_dir: Path, record: Any) -> float:
         from coordvlm import build
         from coordvlm.analysis import bench_input
         from coordvlm.contracts import ResizeRule
+        from coordvlm.sequence.collate import SequenceEncoder
         from coordvlm.utils.files import atomic_write_json
 
     torch.set_num_threads(1)
     setting = cfg.input
     with record.time("build"):
         encoder = build.build_model(cfg).encoder
+    assert isinstance(encoder, SequenceEncoder), "bench composes detection"
     before = bench_input.load_average()
     with tempfile.TemporaryDirectory() as folder:
         with record.time("write_images"):

@@ -137,7 +137,8 @@ def test_an_adapter_on_a_frozen_base_is_averaged_over_ranks(two: dict[str, Any],
 
 # ------------------------------------------------------------------ the command
 #: Nine samples in steps of four over two epochs: the last step of an epoch has one sample, so one rank has none. Five images are scored.
-COURSE = (*FAST, "loss=hybrid", "data.source.num_train=9", "data.source.num_test=5", "trainer.limit_test_batches=1.0", "data.val_images=5", "optim=adamw",
+COURSE = (*FAST, "loss=hybrid",
+          "data.source.num_train=9", "data.source.num_test=5", "trainer.limit_test_batches=1.0", "data.val_images=5", "optim=adamw",
           "data.eval_batch_size=2", "trainer.max_steps=5", "trainer.val_check_interval=3")
 ON_TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2")
 ON_ONE = ("trainer=cpu", "trainer.accelerator=cpu", "trainer.devices=1", "data.batch_size=4")
