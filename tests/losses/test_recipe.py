@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from coordvlm.losses.coord_ce import CoordCE
 from coordvlm.losses.weighted_sum import LossOutput, WeightedSum
 from coordvlm.utils.errors import ConfigError
+from tests import questions
 from tests.batches import K999, RAGGED, make_batch, output_of, random_logits
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -151,9 +152,22 @@ def test_a_shipped_term_joins_a_recipe_in_one_override() -> None:
     _run(recipe)
 
 
+#: Of ``ModelOutput``: what only questions of counting have.
+QUESTION_FIELDS = {"point_xy", "done_logit", "token_next", "token_hit", "token_offset"}
+
+
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONF / "loss_term").glob("*.yaml")))
 def test_every_term_can_stand_alone(name: str) -> None:
-    out, _ = _run(_recipe(f"+loss_term@loss.terms.it={name}", "loss.lambda_coord_ce=0", "loss.terms.text_ce.weight=0"))
+    recipe = _recipe(f"+loss_term@loss.terms.it={name}", "loss.lambda_coord_ce=0", "loss.terms.text_ce.weight=0")
+    if recipe.needs & QUESTION_FIELDS:  # a batch of answers has none of these
+        batch = questions.make_questions(questions.RAGGED, grid=K999)
+        states = questions.random_states(batch, grid=K999)
+        out = recipe(questions.answers_of(states, batch), batch, recipe.counts(batch))
+        out.total.backward()
+        assert states.grad is not None
+        assert states.grad.any()
+    else:
+        out, _ = _run(recipe)
     assert set(out.terms) == {"it"}
 
 
