@@ -106,6 +106,7 @@ def _train(cfg: DictConfig, run_dir: Path, record: RunRecord) -> float | None:
 def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, record: RunRecord) -> float | None:
     from coordvlm.analysis.base import open_base
     from coordvlm.callbacks import finish
+    from coordvlm.models.backbone import Backbone
     from coordvlm.modules.trains import what_trains
     from coordvlm.reports.trains import as_text
 
@@ -130,7 +131,8 @@ def _run(cfg: DictConfig, experiment: Experiment, trainer: Any, run_dir: Path, r
         return None
     if record.writes:
         print(as_text(trains))
-    _plan_memory(cfg, experiment, batch, trainer, record)
+    if isinstance(experiment.model.backbone, Backbone):  # the cost model knows the Qwen families alone
+        _plan_memory(cfg, experiment, batch, trainer, record)
     _fit(cfg, experiment, trainer, run_dir, record)
     best = _load_best(run_dir, experiment)
     record.update(

@@ -16,9 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from coordvlm.build.counting import FindSample, build_counter, count_settings, point_readouts, require_counting, require_questions
 from coordvlm.build.decoding import build_answerer, decode_settings
 from coordvlm.build.model import Model, build_coords, build_model, task_of
+from coordvlm.build.video import build_clip_model, build_looker, clip_module, clip_readouts, clip_settings, require_clips
 from coordvlm.callbacks.batch_inspector import inspect_batch
+from coordvlm.callbacks.clip_inspector import inspect_clips
 from coordvlm.callbacks.question_inspector import inspect_questions
-from coordvlm.contracts import Batch, GroundTruth, PhraseTruth, PointTruth, Sample
+from coordvlm.contracts import Batch, ClipBatch, ClipTruth, GroundTruth, PhraseTruth, PointTruth, Sample
 from coordvlm.data.curriculum import Curriculum
 from coordvlm.data.datamodule import CoordDataModule
 from coordvlm.data.filtered import limit_objects
@@ -70,7 +72,7 @@ class Experiment:
     @property
     def title(self) -> str:
         """Of a table of results."""
-        things = {PhraseTruth: "phrases", PointTruth: "counts"}.get(type(self.truth), "images")
+        things = {PhraseTruth: "phrases", PointTruth: "counts", ClipTruth: "clips"}.get(type(self.truth), "images")
         return f"{len(self.truth.image_ids)} {self.split} {things}"
 
     @cached_property
@@ -104,6 +106,8 @@ class Experiment:
             ContractError: an assertion failed; the page shows which.
         """
         answerer, model = self.module.answerer, self.model
+        if isinstance(batch, ClipBatch):
+            return inspect_clips(path, batch, samples, model.tokenizer, model.contract)
         if isinstance(answerer, Counter):
             return inspect_questions(path, batch, samples, model.tokenizer, model.contract)
         assert model.target is not None
@@ -119,17 +123,14 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     """
     task = task_of(cfg)
     losses: WeightedSum = instantiate(cfg.loss)
-    require_counting(losses, task=task)
-    require_questions(cfg, losses)
-    decode = count_settings(cfg, losses) if task == "count" else decode_settings(cfg)
-    readouts: tuple[str, ...] = point_readouts(losses.needs) if task == "count" else READOUTS
-    if task != "count" and not build_coords(cfg).num_bins:  # what is written is what is read
+    decode, readouts = _asking(cfg, losses, task)
+    if task in ("detect", "ground") and not build_coords(cfg).num_bins:  # what is written is what is read
         losses, readouts = losses.without_slots(format=cfg.sequence.format), (cfg.decode.readout,)
     if task == "ground" and losses.needs & HEAD_OUTPUTS.keys():
         readouts = (*readouts, HEAD)
     source: DataSource = instantiate(cfg.data.source)  # a wrong path is found before gigabytes of weights are fetched or read
-    model = build_model(cfg)
-    if task != "count":
+    model = build_clip_model(cfg) if task == "video" else build_model(cfg)
+    if task in ("detect", "ground"):
         source = limit_objects(source, max_objects=cfg.sequence.max_objects, on_too_many=cfg.sequence.on_too_many)
     plain = source  # to measure answers, no image needs to be opened
     if (augment := OmegaConf.select(cfg, "augment")) is not None:  # runs from before there were transforms have no such key
@@ -149,12 +150,14 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
         val_images=cfg.data.val_images,
         on_error=cfg.data.on_error,
         curriculum=Curriculum.parse(OmegaConf.select(cfg, "data.curriculum")),
+        eval_answers=task == "video",  # how likely the true answer is says more than what is written
     )
     if decode["max_new_tokens"] is None:
         decode["max_new_tokens"] = budget or token_budget(model, plain)
     settings: OptimSettings = instantiate(cfg.optim)
     schedule = OmegaConf.select(cfg, "schedule")  # runs from before there were schedules have none
-    module: CoordLM = (CoordLM if schedule is None else instantiate(schedule))(
+    kind = clip_module(cfg) if task == "video" else CoordLM if schedule is None else instantiate(schedule)
+    module: CoordLM = kind(
         backbone=model.backbone,
         losses=losses,
         answerer=_answerer(cfg, model, decode, plain.split(split)),
@@ -165,7 +168,7 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
         },
         optim=settings,
         readout=decode["readout"],
-        diagnostics=None if task == "count" else Diagnostics(model.grid, every_n_steps=cfg.callbacks.probe.every_n_steps),
+        diagnostics=None if task in ("count", "video") else Diagnostics(model.grid, every_n_steps=cfg.callbacks.probe.every_n_steps),
     )
     batch = cfg.data.eval_batch_size
     val_ids = first_batches(data.val_ids(), cfg.trainer.limit_val_batches, batch)
@@ -180,17 +183,32 @@ def build_experiment(cfg: DictConfig, *, split: str = "test", budget: int | None
     return Experiment(cfg, model, source, data, losses, module, decode, source.split(split).name, truth, val_truth)
 
 
-def _answerer(cfg: DictConfig, model: Model, decode: dict[str, Any], scored: Split) -> Answerer | Counter:
+def _asking(cfg: DictConfig, losses: WeightedSum, task: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """How the model is asked, and every read-out of its answers; refuses a recipe of another task."""
+    if task == "video":
+        require_clips(losses)
+        return clip_settings(cfg, losses), clip_readouts(losses.needs)
+    require_counting(losses, task=task)
+    require_questions(cfg, losses)
+    if task == "count":
+        return count_settings(cfg, losses), point_readouts(losses.needs)
+    return decode_settings(cfg), READOUTS
+
+
+def _answerer(cfg: DictConfig, model: Model, decode: dict[str, Any], scored: Split) -> Any:
     """What turns prompts into predictions. scored: the split that is counted; other tasks need only its prompts."""
+    if task_of(cfg) == "video":
+        return build_looker(cfg, model, decode)
     if task_of(cfg) == "count":
         return build_counter(model, decode, find=FindSample(scored))
     return build_answerer(cfg, model, decode)
 
 
 def _require_task(task: str, truth: GroundTruth) -> None:
-    found = "ground" if isinstance(truth, PhraseTruth) else "count" if isinstance(truth, PointTruth) else "detect"
+    kinds = {PhraseTruth: "ground", PointTruth: "count", ClipTruth: "video"}
+    found = next((name for kind, name in kinds.items() if isinstance(truth, kind)), "detect")
     if task != found:
-        words = {"ground": "phrases", "detect": "boxes without phrases", "count": "points to be counted"}
+        words = {"ground": "phrases", "detect": "boxes without phrases", "count": "points to be counted", "video": "clips"}
         raise ConfigError(f"the data have {words[found]}, so they are for task={found}, not task={task}")
 
 

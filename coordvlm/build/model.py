@@ -32,7 +32,7 @@ from coordvlm.utils.errors import ConfigError
 if TYPE_CHECKING:
     from coordvlm.sequence.count_encoder import CountEncoder
 
-TASKS = ("detect", "ground", "count")
+TASKS = ("detect", "ground", "count", "video")
 
 
 @dataclass
@@ -159,7 +159,7 @@ def _prompt(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, image_id: int) 
 
 
 def task_of(cfg: DictConfig) -> str:
-    """``detect``, ``ground`` or ``count``; runs from before there was a choice have detected."""
+    """``detect``, ``ground``, ``count`` or ``video``; runs from before there was a choice have detected."""
     task = OmegaConf.select(cfg, "task", default="detect")
     if task not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {task!r}")

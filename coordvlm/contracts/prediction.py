@@ -108,6 +108,26 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class ArmAnswer:
+    """What one way of looking at a clip (``coarse``, ``fine``, ``auto`` or a control) answered.
+
+    Args:
+        text: decoded words, without the end. point_px: (x, y) in source pixels of the last frame; None where it gave none.
+        nll: sum of -log p of the true answer's tokens in nats, over ``num_tokens`` tokens, coordinates included. num_correct: of them, how
+            many were the likeliest.
+        finished: the end of the answer was decoded within the budget.
+    """
+
+    arm: str
+    text: str
+    point_px: tuple[float, float] | None
+    nll: float
+    num_tokens: int
+    num_correct: int
+    finished: bool = True
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One image's answer. A failed image is a Prediction with zero kept records; it is never left out.
 
@@ -121,6 +141,7 @@ class Prediction:
         asked: in counting, single steps with true marks; ``records`` are then the points that the loop has marked, in order, with
             ``1 - p_done`` at their step as score. Flags of the loop: ``finished`` (it said so itself), ``repeated`` (it pointed at marked
             objects again and again), ``step_limit``; none of them where the loop was not run.
+        arms: of a clip (task=video), the answers of all ways of looking; ``records`` and ``raw_text`` are those of the trained one.
         alternatives: all answers in the order of their attempts, the chosen one included; empty when there was only one.
     """
 
@@ -133,6 +154,7 @@ class Prediction:
     timing: Mapping[str, float] = field(default_factory=dict)
     alternatives: tuple[Alternative, ...] = ()
     asked: tuple[Asked, ...] = ()
+    arms: tuple[ArmAnswer, ...] = ()
 
     @property
     def kept(self) -> tuple[Record, ...]:

@@ -36,12 +36,13 @@ class CoordDataModule(lightning.LightningDataModule):
         on_error: ``raise`` or ``skip`` for samples whose image cannot be read.
         limit_train_batches: batches per epoch; None: the trainer's, if that is a number of batches.
         curriculum: easy samples first; None: in any order.
+        eval_answers: test batches hold the true answers too.
     """
 
     def __init__(
         self, *, source: DataSource, encoder: Encoder, batch_size: int, eval_batch_size: int, num_workers: int, seed: int,
         count_fn: CountFn | None, accumulate: int, val_images: int, on_error: str, limit_train_batches: int | None = None,
-        curriculum: Curriculum | None = None,
+        curriculum: Curriculum | None = None, eval_answers: bool = False,
     ) -> None:
         super().__init__()
         if on_error not in ("raise", "skip"):
@@ -52,7 +53,7 @@ class CoordDataModule(lightning.LightningDataModule):
         self._batch_size, self._eval_batch_size, self._num_workers = batch_size, eval_batch_size, num_workers
         self._count_fn, self._accumulate, self._limit = count_fn, accumulate, limit_train_batches
         self._val_images, self._skip = val_images, on_error == "skip"
-        self._curriculum = curriculum
+        self._curriculum, self._eval_answers = curriculum, eval_answers
         self._loaders: dict[str, WindowedLoader | EvalLoader] = {}
 
     def train_dataloader(self) -> WindowedLoader:
@@ -84,9 +85,9 @@ class CoordDataModule(lightning.LightningDataModule):
         return self.eval_dataloader("test")
 
     def eval_dataloader(self, name: str) -> EvalLoader:
-        """All of a split, prompts only, by ascending id."""
+        """All of a split by ascending id; prompts only, or with answers where the answerer reads them."""
         split = self.source.split(name)
-        return self._eval_loader(name, np.argsort(split.ids, kind="stable"), with_answer=False, limit="limit_test_batches")
+        return self._eval_loader(name, np.argsort(split.ids, kind="stable"), with_answer=self._eval_answers, limit="limit_test_batches")
 
     def first_samples(self) -> list[Sample]:
         """The samples of the first training batch of rank 0, epoch 0, in order."""

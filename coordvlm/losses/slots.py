@@ -21,6 +21,11 @@ def _samples_of_rows(rows: Tensor, batch: Batch) -> Tensor:
     return torch.div(rows, batch.input_ids.shape[1], rounding_mode="floor")
 
 
+def _clip_of_frames(batch: Batch) -> Tensor:
+    """long[F], the clip of every frame; ``image_pos`` holds one position per frame there."""
+    return _samples_of_rows(batch.image_pos, batch)
+
+
 def _counted(name: str) -> Callable[[Batch], int]:
     """Counts that depend on values: the collator took them on the CPU. A batch without questions has none."""
     return lambda batch: batch.counts.get(name, 0)
@@ -37,9 +42,12 @@ ITEMS: dict[str, tuple[Callable[[Batch], int], Callable[[Batch], Tensor]]] = {
     "done": (_counted("done"), lambda b: b.ask_sample),
     "image_token": (_counted("image_token"), lambda b: b.ask_sample[b.token_ask]),
     "hit": (_counted("hit"), lambda b: b.ask_sample[b.token_ask]),
+    "frame": (_counted("frame"), _clip_of_frames),
+    "latent": (_counted("latent"), _clip_of_frames),
 }
-#: Kinds of item of samples with an answer in words (detection, grounding), and of samples that ask for a point (counting).
+#: Kinds of item of samples with an answer in words (detection, grounding), of clips, and of samples that ask for a point (counting).
 ANSWER_ITEMS = ("text", "slot", "box", "query")
+CLIP_ITEMS = ("text", "slot", "point", "frame", "latent")
 QUESTION_ITEMS = ("slot", "point", "done", "image_token", "hit")
 
 

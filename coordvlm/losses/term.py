@@ -24,7 +24,7 @@ class LossTerm(nn.Module):
         needs: names of the ``ModelOutput`` fields that ``forward`` reads.
         items: what is summed: ``text`` rows, coordinate ``slot`` s, ``box`` es, or ``query`` s: samples with exactly one box, whatever
             the format. Of questions: the next ``point``, whether all is ``done``, every ``image_token``, or those with an unmarked
-            object, ``hit``.
+            object, ``hit``. Of clips: every ``frame``, or those with a ``latent``.
         subset: a name when only some of those items count (then override ``count``); None when all do.
         decodes: whether ``forward`` reads ``slots.coords``, ``slots.boxes`` or ``slots.true_boxes``.
         token_ce: whether it is the cross-entropy of tokens over the whole vocabulary and nothing else. Such terms are one loss

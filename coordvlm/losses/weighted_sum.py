@@ -27,7 +27,7 @@ AVERAGES = ("token", "group")
 #: The phase-1 name of the part of the loss that a kind of item makes up; ``done_loss`` is counting's.
 PHASE1_PART = {
     "text": "text_loss", "slot": "coord_ce_loss", "done": "done_loss",
-    **dict.fromkeys(("box", "query", "point", "image_token", "hit"), "coord_loss"),
+    **dict.fromkeys(("box", "query", "point", "image_token", "hit"), "coord_loss"), "latent": "reconstruction_loss",
 }
 _ALWAYS_LOGGED = ("total_loss", "text_loss", "coord_ce_loss", "coord_loss")
 _OUTPUT_FIELDS = frozenset(f.name for f in fields(ModelOutput))

@@ -24,9 +24,10 @@ from coordvlm.coords.vocab import CoordVocab
 from coordvlm.models.adapters import Adapter, merged_state
 from coordvlm.models.checkpointing import set_checkpointing, suspended
 from coordvlm.models.coord_rows import CoordRows
-from coordvlm.models.head import full_logits, lse_and_target
-from coordvlm.models.heads import HEAD_OUTPUTS, read_heads
+from coordvlm.models.head import full_logits
+from coordvlm.models.heads import HEAD_OUTPUTS
 from coordvlm.models.loading import FAMILIES
+from coordvlm.models.reading import read_output
 from coordvlm.models.vision import PixelNorm, specialise_for_stills
 from coordvlm.utils.errors import ConfigError
 
@@ -196,32 +197,7 @@ class Backbone(nn.Module):
 
     def read(self, flat_hidden: Tensor, batch: Batch, needs: Collection[str]) -> ModelOutput:
         """Apply the heads to the rows that ``needs`` reads. ``flat_hidden``: [B * T, D]."""
-        out: dict[str, Any] = {}
-        k = self.rows.num_bins
-        text = {"text_nll", "text_lse", "text_coord_lse", "text_correct"} & set(needs)
-        slots = {"slot_lse", "slot_correct"} & set(needs)
-        slot_rows = flat_hidden[batch.slot_row]
-        if "slot_logits" in needs:
-            with torch.autocast(flat_hidden.device.type, enabled=False):
-                rows = self.rows.out[:k]
-                out["slot_logits"] = slot_rows.to(rows.dtype) @ rows.T
-        if text or slots:
-            parts, targets = [], []
-            if text:
-                parts.append(flat_hidden[batch.text_row])
-                targets.append(self.rows.columns(batch.text_target))
-            if slots:
-                parts.append(slot_rows)
-                targets.append(batch.slot_bin + self.rows.num_base)
-            lse, z_target, coord, best = lse_and_target(
-                torch.cat(parts), self.head_weight, self.rows.out, self.rows.shadow, torch.cat(targets), k
-            )
-            num_text = len(batch.text_row) if text else 0
-            values = {"text_nll": (lse - z_target)[:num_text], "text_lse": lse[:num_text], "text_coord_lse": coord[:num_text]}
-            values |= {"text_correct": best[:num_text], "slot_lse": lse[num_text:], "slot_correct": best[num_text:]}
-            out.update({name: values[name] for name in text | slots})
-        out |= read_heads(self.heads, flat_hidden, batch, needs)
-        return ModelOutput(**out)
+        return read_output(flat_hidden, batch, needs, rows=self.rows, head_weight=self.head_weight, heads=self.heads)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """float32[R, num_columns] for a few rows; dead columns are -inf. Columns become ids through ``rows.token_ids``."""

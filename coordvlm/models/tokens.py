@@ -40,6 +40,7 @@ def coord_vocab(
     existing: Collection[str] = (),
     init: str = "",
     num_rows: int = 0,
+    image_token: str | None = IMAGE_PAD,
 ) -> CoordVocab:
     """Look every id up; fails unless each text is exactly one token with an id of its own.
 
@@ -48,6 +49,7 @@ def coord_vocab(
         init: ``model.rows.init``. Coordinate tokens that exist already are only taken over when it is ``existing``: their rows mean
             something, and nothing says that it is this grid.
         num_rows: rows of the base table.
+        image_token: what stands for an image in the ids; None: padding does (where images are known by their positions alone).
     """
 
     def lookup(text: str) -> int:
@@ -71,13 +73,14 @@ def coord_vocab(
     if init == "existing" and num_bins and coord_ids.max() >= num_rows:
         raise ConfigError(f"model.rows.init=existing, but the table has {num_rows} rows and a coordinate token is id {coord_ids.max()}")
     pad_id = tokenizer.pad_token_id
+    padding = lookup(END_OF_TURN) if pad_id is None else int(pad_id)
     marker_ids = {m: lookup(m) for m in markers}
     return CoordVocab(
         coord_ids=coord_ids,
         marker_ids=marker_ids,
         end_id=lookup(END_OF_TURN),
-        pad_id=lookup(END_OF_TURN) if pad_id is None else int(pad_id),
-        image_id=lookup(IMAGE_PAD),
+        pad_id=padding,
+        image_id=padding if image_token is None else lookup(image_token),
         num_ids=len(tokenizer) if (top := max(tokenizer.get_vocab().values())) < len(tokenizer) else top + 1,
         new_markers=tuple(m for m in markers if init == "existing" or m not in existing or marker_ids[m] >= num_rows),
     )

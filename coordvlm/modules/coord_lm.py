@@ -54,7 +54,7 @@ class CoordLM(lightning.LightningModule):
         diagnostics: Diagnostics | None = None,
     ) -> None:
         super().__init__()
-        losses.require(NEEDS, who="the token model")
+        losses.require(getattr(backbone, "needs", NEEDS), who="the token model")
         self.backbone, self.losses = backbone, losses
         self.answerer = answerer
         self.optim, self.readout = optim, readout
@@ -216,7 +216,11 @@ class CoordLM(lightning.LightningModule):
         if self.diagnostics is not None and self.diagnostics.val is not None:
             self.log_dict(_named(self.diagnostics.val.compute(), "val_"))
         evaluation: Evaluation = self.val_metric.compute()
-        self.log_dict({f"val/{k}": float(evaluation.metrics[k].value) for k in _LOGGED if k in evaluation.metrics})
+        self.log_dict({f"val/{k}": float(evaluation.metrics[k].value) for k in self.logged(evaluation)})
+
+    def logged(self, evaluation: Evaluation) -> list[str]:
+        """Metrics of decoded validation images that are logged."""
+        return [name for name in _LOGGED if name in evaluation.metrics]
 
     def _log_validation(self) -> None:
         """Terms and monitors over all images, whichever rank saw them; a rank may have seen none."""

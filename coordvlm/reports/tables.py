@@ -19,6 +19,7 @@ from coordvlm.contracts import Interval
 #: The metrics a run is judged by, in the order they are shown; the first one of a task is what it is chosen by.
 DETECTION = ("AP", "AP50", "AP_score1", "F1_50", "parse_rate", "px_median")
 GROUNDING = ("acc_50", "acc_75", "iou_mean_all", "detection_rate", "parse_rate", "px_median")
+FOVEATION = ("acc", "pck384_20", "px384_median", "acc_fine", "acc_coarse", "acc_swap", "acc_random", "px384_median_fine", "px384_median_coarse", "ratio_matched", "token_acc")
 COUNTING = ("pck384_5", "px384_median", "n5_pck384_5", "done_acc_end", "done_acc_last", "done_acc_early", "count_mae", "loc_f1")
 MAIN = tuple(dict.fromkeys((*DETECTION[:4], *GROUNDING, *COUNTING)))
 
@@ -159,6 +160,8 @@ def task_of(name: str) -> str:
 
 def main_metrics(metrics: Container[str]) -> tuple[str, ...]:
     """The metrics that the task behind these names is judged by."""
+    if "token_acc" in metrics:
+        return tuple(name for name in FOVEATION if name in metrics)
     return GROUNDING if "acc_50" in metrics else COUNTING if "pck384_5" in metrics else DETECTION
 
 

@@ -1,0 +1,104 @@
+"""Where the queries of the fine pass come from.
+
+Shapes: B clips, T frames, W width of the language model, L tokens.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor, nn
+
+from coordvlm.contracts import ClipBatch
+from coordvlm.models.wide import AtLeastFloat32
+from coordvlm.utils.errors import ConfigError
+
+#: ``llm``: the state at the frame before. ``fixed``: the static query, again. ``random``: drawn anew for every frame. ``orthogonal``: one
+#: fixed query per frame, at right angles to those of the others. ``diverse``: ``llm`` without its part along the frame before's query.
+#: ``swapped``: those of the next clip in the batch: a control.
+MODES = ("llm", "fixed", "random", "orthogonal", "diverse", "swapped")
+FIRST = ("init", "question")
+
+
+class QueryPlan(AtLeastFloat32):
+    """The learned queries, and how the others are made.
+
+    ``static`` (of the coarse pass) and ``init`` (of the first fine frame) start from N(0, 1), the size that states have after the last norm.
+    Ten times smaller and they all but vanish beside the patches' keys: attention starts uniform and stays there.
+
+    Args:
+        width: W. mode: of ``MODES``. first: the first frame's query: ``init``, the learned one, or ``question``, the state at the mode token.
+        seed: of the learned queries and of ``random`` and ``orthogonal``.
+    """
+
+    def __init__(self, width: int, *, mode: str, first: str, seed: int) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ConfigError(f"module.queries must be one of {', '.join(MODES)}, got {mode!r}")
+        if first not in FIRST:
+            raise ConfigError(f"module.first_query must be one of {', '.join(FIRST)}, got {first!r}")
+        self.mode, self.first, self.seed = mode, first, seed
+        generator = torch.Generator().manual_seed(seed)
+        self.static = nn.Parameter(torch.randn(width, generator=generator))
+        self.init = nn.Parameter(torch.randn(width, generator=generator))
+        if not self.reads_init:
+            self.init.requires_grad_(False)
+
+    @property
+    def reads_init(self) -> bool:
+        """Whether the learned first query is ever used."""
+        return self.first == "init" and self.mode in ("llm", "diverse", "swapped")
+
+    def plan(self, hidden: Tensor, batch: ClipBatch, mode: str | None = None) -> Tensor:
+        """[B, T, W], queries of the next pass. hidden: [B, L, W], final states of the pass before. mode: another than the configured one."""
+        mode = self.mode if mode is None else mode
+        shape = (len(batch), batch.num_frames, hidden.shape[-1])
+        if mode == "fixed":
+            return self.static.to(hidden.dtype).expand(shape)
+        if mode == "random":
+            return self.drawn(batch, hidden)
+        if mode == "orthogonal":
+            return self.orthogonal(shape[1], shape[2]).to(hidden).expand(shape)
+        planned = torch.cat((self.first_of(hidden, batch)[:, None], hidden[:, batch.mode_col + 1 : batch.answer_col - 1]), 1)
+        if mode == "swapped":
+            return planned.roll(1, 0)
+        return apart(planned) if mode == "diverse" else planned
+
+    def first_of(self, hidden: Tensor, batch: ClipBatch) -> Tensor:
+        """[B, W], the query of the first frame. hidden: of a pass, as far as the mode token at least."""
+        if self.first == "init":
+            return self.init.to(hidden.dtype).expand(len(batch), -1)
+        return hidden[:, batch.mode_col]
+
+    def drawn(self, batch: ClipBatch, like: Tensor) -> Tensor:
+        """[B, T, W] from N(0, 1). In evaluation by (seed, clip id), so that batches do not matter; in training anew each time."""
+        shape = (batch.num_frames, like.shape[-1])
+        if torch.is_grad_enabled():
+            return torch.randn((len(batch), *shape), device=like.device).to(like.dtype)
+        made = [torch.randn(shape, generator=torch.Generator().manual_seed(_key(self.seed, i))) for i in batch.ids]
+        return torch.stack(made).to(like)
+
+    def orthogonal(self, num: int, width: int) -> Tensor:
+        """float32[num, width], at right angles to each other and as long as N(0, 1) on average.
+
+        Raises:
+            ConfigError: more frames than dimensions.
+        """
+        if num > width:
+            raise ConfigError(f"module.queries=orthogonal: {num} frames cannot have orthogonal queries in {width} dimensions")
+        q, _ = torch.linalg.qr(torch.randn(width, num, generator=torch.Generator().manual_seed(self.seed)))
+        return q.T.contiguous() * width**0.5
+
+
+def apart(queries: Tensor) -> Tensor:
+    """[B, T, W] -> the same without each one's part along the one before it, at their own lengths; the first stays."""
+    before = torch.nn.functional.normalize(queries[:, :-1].float(), dim=-1)
+    later = queries[:, 1:].float()
+    rest = later - (later * before).sum(-1, keepdim=True) * before
+    sized = torch.nn.functional.normalize(rest, dim=-1) * later.norm(dim=-1, keepdim=True)
+    return torch.cat((queries[:, :1], sized.to(queries.dtype)), 1)
+
+
+def _key(seed: int, clip_id: int | str) -> int:
+    return (seed * 1_000_003 + zlib.crc32(str(clip_id).encode())) % 2**63
