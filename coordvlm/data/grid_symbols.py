@@ -29,6 +29,8 @@ from coordvlm.utils.errors import ConfigError
 #: Part of ``digests``: raise it when the same arguments no longer give the same clips.
 GENERATOR_VERSION = 1
 SYMBOLS = ("circle", "square", "triangle", "diamond", "cross", "bar")
+#: In place of a symbol: nothing.
+BLANK = -1
 KINDS = ("qa", "cue", "global")
 #: Symbols are drawn so many times larger and reduced, so that their edges are smooth.
 _FINER = 4
@@ -39,7 +41,7 @@ _LIGHT, _GROUND = (200.0, 255.0), 20.0
 
 @lru_cache(maxsize=8)
 def symbol_masks(cell: int) -> NDArray[np.float32]:
-    """float32[symbols, cell, cell], the share of each pixel that a symbol covers."""
+    """float32[symbols + 1, cell, cell], nothing last: the share of each pixel that a symbol covers."""
     big = cell * _FINER
     low, high, mid = 0.2 * big, 0.8 * big, 0.5 * big
     thin = 0.11 * big
@@ -61,7 +63,7 @@ def symbol_masks(cell: int) -> NDArray[np.float32]:
         else:
             pen.rectangle((low, mid - thin, high, mid + thin), fill=255)
         drawn.append(np.asarray(image.resize((cell, cell), Image.Resampling.BOX), dtype=np.float32) / 255)
-    return np.stack(drawn)
+    return np.stack([*drawn, np.zeros((cell, cell), dtype=np.float32)])  # the last one is BLANK, -1
 
 
 def cell_name(row: int, column: int) -> str:
@@ -71,7 +73,7 @@ def cell_name(row: int, column: int) -> str:
 
 @dataclass(frozen=True)
 class Grids:
-    """What is in a clip. symbols: int64[T, n, n], position in ``SYMBOLS``. cell: (row, column) asked for; None for ``global``."""
+    """What is in a clip. symbols: int64[T, n, n], position in ``SYMBOLS``, or BLANK. cell: (row, column) asked for; None for ``global``."""
 
     kind: str
     symbols: NDArray[np.int64]
@@ -83,6 +85,9 @@ class GridSymbols:
 
     Args:
         grid: cells on a side, n. cell: px of a cell's side; frames have side n * cell. num_frames: T, at least 2 for ``cue``.
+        filled: (least, most) cells of a training frame that hold a symbol, uniform; the cell that is asked for always does. Frames of val and
+            test are full. Clips with a few symbols are answered without looking at any place, and teach what the symbols are; from full ones
+            alone a model sees no difference for a long time, as one cell of 25 is a 25th of what an undecided query reads.
         kinds: out of ``KINDS``; clips take them in turn.
         noise: standard deviation of grey levels.
         num_train, num_val, num_test: clips per split.
@@ -94,7 +99,7 @@ class GridSymbols:
     generated = True
 
     def __init__(
-        self, *, grid: int, cell: int, num_frames: int, kinds: Sequence[str], noise: float, num_train: int, num_val: int, num_test: int,
+        self, *, grid: int, cell: int, num_frames: int, filled: Sequence[int], kinds: Sequence[str], noise: float, num_train: int, num_val: int, num_test: int,
         seed: int, eval_seed: int,
     ) -> None:
         self.grid, self.cell, self.num_frames, self.noise = int(grid), int(cell), int(num_frames), float(noise)
@@ -107,6 +112,10 @@ class GridSymbols:
             raise ConfigError(f"data.source needs 2 to {_LARGEST_GRID} cells a side of at least 8 px, got grid={grid} and cell={cell}")
         if self.num_frames < (2 if "cue" in self.kinds else 1):
             raise ConfigError(f"data.source.num_frames={num_frames}: a cue is seen in the frame before the last, so it needs at least 2")
+        least, most = (int(x) for x in filled) if len(filled) == 2 else (0, 0)
+        if not 1 <= least <= most <= self.grid**2:
+            raise ConfigError(f"data.source.filled must be (least, most) with 1 <= least <= most <= {self.grid**2} cells, got {list(filled)}")
+        self.filled = (least, most)
         if not 0 <= self.noise <= 64:
             raise ConfigError(f"data.source.noise must lie in [0, 64] grey levels, got {noise!r}")
         self._lengths = dict(zip(SPLITS, (int(num_train), int(num_val), int(num_test)), strict=True))
@@ -136,7 +145,7 @@ class GridSymbols:
     def digests(self) -> dict[str, str]:
         return {
             name: hashlib.sha256(repr((
-                GENERATOR_VERSION, self.grid, self.cell, self.num_frames, self.kinds, self.noise, length, self._seeds[name], name,
+                GENERATOR_VERSION, self.grid, self.cell, self.num_frames, self.kinds, self.noise, self.filled_of(name), length, self._seeds[name], name,
             )).encode()).hexdigest()[:12]
             for name, length in self._lengths.items()
         }  # fmt: skip
@@ -153,6 +162,10 @@ class GridSymbols:
             )
         return self._truths[name]
 
+    def filled_of(self, split: str) -> tuple[int, int]:
+        """(least, most) cells with a symbol in a frame of a split."""
+        return self.filled if split == "train" else (self.grid**2, self.grid**2)
+
     # ------------------------------------------------------------------ one clip
     def grids(self, split: str, index: int) -> tuple[Grids, np.random.Generator]:
         """What is in a clip, and the generator that draws light and noise."""
@@ -160,6 +173,12 @@ class GridSymbols:
         kind = self.kinds[index % len(self.kinds)]
         symbols = rng.integers(len(SYMBOLS), size=(self.num_frames, self.grid, self.grid))
         row, column = (int(x) for x in rng.integers(self.grid, size=2))
+        low, high = self.filled_of(split)
+        if (number := int(rng.integers(low, high + 1))) < self.grid**2:
+            order = rng.random(symbols.shape)
+            order[:, row, column] = -1.0  # this cell is filled first
+            rank = order.reshape(len(symbols), -1).argsort(1).argsort(1).reshape(symbols.shape)
+            symbols[rank >= number] = BLANK
         return Grids(kind, symbols, None if kind == "global" else (row, column)), rng
 
     def question(self, grids: Grids) -> str:
@@ -172,7 +191,7 @@ class GridSymbols:
         last = grids.symbols[-1]
         if grids.cell is not None:
             return SYMBOLS[int(last[grids.cell])]
-        return " ".join(str(n) for n in np.bincount(last.reshape(-1), minlength=len(SYMBOLS)))
+        return " ".join(str(n) for n in np.bincount(last[last != BLANK], minlength=len(SYMBOLS)))
 
     def render(self, grids: Grids, rng: np.random.Generator) -> NDArray[np.uint8]:
         """uint8[T, S, S, 3]: light symbols on dark ground, with noise."""
