@@ -51,12 +51,12 @@ class Scene:
 
 
 def coverage(kind: str, dx: NDArray[np.float64], dy: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
-    """float64[h, w] in [0, 1]: about the share of each pixel that the shape covers. The shape's corners lie on the circle.
+    """float64[..., h, w] in [0, 1]: about the share of each pixel that the shape covers. The shape's corners lie on the circle.
 
     Args:
-        dx: float64[w], dy: float64[h], from the shape's centre to the pixels' centres. radius: of the circle around it, px.
+        dx: float64[..., w], dy: float64[..., h], from the shape's centre to the pixels' centres. radius: of the circle around it, px.
     """
-    x, y = dx[None, :], dy[:, None]
+    x, y = dx[..., None, :], dy[..., :, None]
     if kind == "square":  # exactly the share: per axis, the part of the pixel's unit interval that lies inside
         half = radius / _SQRT2
         across, down = (np.clip(np.minimum(d + 0.5, half) - np.maximum(d - 0.5, -half), 0.0, 1.0) for d in (x, y))
