@@ -15,7 +15,7 @@ from coordvlm.contracts import Clip, ClipBatch, Object
 from coordvlm.coords.grid import Grid
 from coordvlm.models.coord_rows import CoordRows
 from coordvlm.models.foveated.loading import LoadedFoveated, load_foveated_tiny
-from coordvlm.models.foveated.model import Foveated
+from coordvlm.models.foveated.model import ARMS, Foveated
 from coordvlm.models.foveated.queries import QueryPlan
 from coordvlm.models.foveated.vision import FoveatedVision
 from coordvlm.models.heads import build_heads
@@ -80,9 +80,9 @@ def loaded(seed: int = 0, **sizes: Any) -> LoadedFoveated:
 def tiny_clips(
     *, depth: str = "deep", temperature: float = 0.25, top_k: int | None = None, queries: str = "llm", first: str = "question",
     iterations: int = 1, num_frames: int = 3, needs: Collection[str] = NEEDS, latents: torch.nn.Module | None = None, freeze: Sequence[str] = (),
-    seed: int = 0, double: bool = False, **sizes: Any,
+    arms: Sequence[str] = ARMS, seed: int = 0, double: bool = False, **sizes: Any,
 ) -> TinyClips:
-    """double: in float64, for comparisons."""
+    """arms: that are trained. double: in float64, for comparisons."""
     parts = loaded(seed, **sizes)
     existing = add_coord_tokens(parts.tokenizer, num_bins=1000, coord_token=COORD_TOKEN, markers=MARKERS)
     vocab = coord_vocab(
@@ -98,8 +98,9 @@ def tiny_clips(
         for module in vision.merger.values():
             module.reset_parameters()
     model = Foveated(
-        vision, parts.language, vocab, rows, queries=QueryPlan(WIDTH, mode=queries, first=first, seed=seed), token_rms=0.14,
-        iterations=iterations, heads=build_heads(needs, WIDTH, seed=seed, dropout=0.0), latents=latents, freeze=freeze,
+        vision, parts.language, vocab, rows, token_rms=0.14, iterations=iterations,
+        queries=QueryPlan(WIDTH, mode=queries, first=first, trained=arms, num_frames=num_frames, seed=seed),
+        heads=build_heads(needs, WIDTH, seed=seed, dropout=0.0), latents=latents, freeze=freeze,
     )
     if double:
         model.to(torch.float64)

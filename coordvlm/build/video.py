@@ -100,8 +100,12 @@ def build_clip_model(cfg: DictConfig) -> Model:
         raise ConfigError("this loss draws latents of frames, and model.latents=null names no encoder of them")
     checkpointing = cfg.model.gradient_checkpointing
     module = cfg.module
+    queries = QueryPlan(
+        width, mode=module.queries, first=module.first_query, trained=arm_weights(module.coarse_weight, module.fine_weight),
+        num_frames=cfg.model.num_frames, seed=cfg.seed,
+    )
     backbone = Foveated(
-        vision, loaded.language, vocab, rows, queries=QueryPlan(width, mode=module.queries, first=module.first_query, seed=cfg.seed),
+        vision, loaded.language, vocab, rows, queries=queries,
         token_rms=cfg.model.token_rms, iterations=module.iterations,
         heads=build_heads(needs, width, seed=cfg.seed, **OmegaConf.to_container(cfg.heads, resolve=True)),  # type: ignore[arg-type]
         latents=latents, freeze=list(cfg.model.freeze), checkpoint_every=checkpointing if isinstance(checkpointing, int) else 0,

@@ -52,8 +52,7 @@ def look_one_by_one(model: Foveated, batch: ClipBatch, cache: PatchCache, *, att
         return model.run(embeds, batch.position_ids[:, first:stop], batch.attention_mask[:, :stop], cache=past)
 
     before = step(like[:, :start], start)
-    by_state = model.queries.mode in ("llm", "diverse", "swapped")
-    given = None if by_state else model.queries.plan(before, batch)
+    given = None if model.queries.from_states else model.queries.plan(before, batch)
     queries: list[Tensor] = []
     looked: list[Looked] = []
     tokens: list[Tensor] = []

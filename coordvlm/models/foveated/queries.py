@@ -6,6 +6,7 @@ Shapes: B clips, T frames, W width of the language model, L tokens.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from coordvlm.utils.errors import ConfigError
 #: ``swapped``: those of the next clip in the batch: a control.
 MODES = ("llm", "fixed", "random", "orthogonal", "diverse", "swapped")
 FIRST = ("init", "question")
+#: Those that read states of the pass before.
+_FROM_STATES = ("llm", "diverse", "swapped")
 
 
 class QueryPlan(AtLeastFloat32):
@@ -29,10 +32,11 @@ class QueryPlan(AtLeastFloat32):
 
     Args:
         width: W. mode: of ``MODES``. first: the first frame's query: ``init``, the learned one, or ``question``, the state at the mode token.
+        trained: of ``coarse`` and ``fine``, the passes whose losses train. num_frames: T. A learned query that no trained pass reads is frozen.
         seed: of the learned queries and of ``random`` and ``orthogonal``.
     """
 
-    def __init__(self, width: int, *, mode: str, first: str, seed: int) -> None:
+    def __init__(self, width: int, *, mode: str, first: str, trained: Collection[str], num_frames: int, seed: int) -> None:
         super().__init__()
         if mode not in MODES:
             raise ConfigError(f"module.queries must be one of {', '.join(MODES)}, got {mode!r}")
@@ -42,13 +46,15 @@ class QueryPlan(AtLeastFloat32):
         generator = torch.Generator().manual_seed(seed)
         self.static = nn.Parameter(torch.randn(width, generator=generator))
         self.init = nn.Parameter(torch.randn(width, generator=generator))
-        if not self.reads_init:
-            self.init.requires_grad_(False)
+        by_state = "fine" in trained and mode in _FROM_STATES
+        self.init.requires_grad_(by_state and first == "init")
+        # The fine pass sees what the static query gave by the states of all frames but the last.
+        self.static.requires_grad_("coarse" in trained or ("fine" in trained and mode == "fixed") or (by_state and num_frames > 1))
 
     @property
-    def reads_init(self) -> bool:
-        """Whether the learned first query is ever used."""
-        return self.first == "init" and self.mode in ("llm", "diverse", "swapped")
+    def from_states(self) -> bool:
+        """Whether queries are states of the pass before."""
+        return self.mode in _FROM_STATES
 
     def plan(self, hidden: Tensor, batch: ClipBatch, mode: str | None = None) -> Tensor:
         """[B, T, W], queries of the next pass. hidden: [B, L, W], final states of the pass before. mode: another than the configured one."""
