@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coordvlm.contracts import Evaluation, GroundTruth, PhraseTruth, PointTruth, Prediction
+from coordvlm.contracts import ClipTruth, Evaluation, GroundTruth, PhraseTruth, PointTruth, Prediction
 from coordvlm.metrics.phrase_log import phrase_fields
 from coordvlm.metrics.phrases import outcomes
-from coordvlm.metrics.records import TruthIndex, count_fields, evaluation_to_json, prediction_to_line
+from coordvlm.metrics.records import TruthIndex, clip_fields, count_fields, evaluation_to_json, prediction_to_line
 from coordvlm.metrics.replicates import save_replicates
 from coordvlm.reports.tables import metrics_csv
 from coordvlm.utils.files import atomic_write_json, atomic_write_text
@@ -36,7 +36,7 @@ def write_evaluation(
     sha1: Callable[[int | str], str | None],
 ) -> None:
     """Write all four files; each replaces an earlier one as a whole. Lines of a ``PhraseTruth`` hold their phrase and IoU too, lines of a
-    ``PointTruth`` what is counted.
+    ``PointTruth`` what is counted, those of a ``ClipTruth`` question, answer and kind.
 
     Args:
         seed: of the bootstrap weights. selected_on: "" for a model that was not selected.
@@ -54,6 +54,9 @@ def write_evaluation(
     if isinstance(truth, PointTruth):
         counted = count_fields(truth)
         lines = [line | counted[int(line["id"])] for line in lines]
+    if isinstance(truth, ClipTruth):
+        asked = clip_fields(truth)
+        lines = [line | asked[int(line["id"])] for line in lines]
     atomic_write_text(folder / "predictions.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     save_replicates(folder / "bootstrap.npz", evaluation, image_ids=truth.image_ids, seed=seed)
 

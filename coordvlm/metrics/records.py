@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from coordvlm.contracts.clip import ClipTruth
 from coordvlm.contracts.evaluation import Evaluation, MatchedPairs
-from coordvlm.contracts.prediction import Alternative, Asked, Prediction, Record, SlotReadout
+from coordvlm.contracts.prediction import Alternative, ArmAnswer, Asked, Prediction, Record, SlotReadout
 from coordvlm.contracts.sample import GroundTruth, PointTruth
 
 
@@ -106,13 +107,29 @@ def prediction_to_line(prediction: Prediction, index: TruthIndex, *, prompt: str
         "matches": index.matches(prediction.sample_id),
     }
     alternatives = {"alternatives": [_alternative_to_json(a) for a in prediction.alternatives]} if prediction.alternatives else {}
-    return line | alternatives | ({"asked": [_asked_to_json(a) for a in prediction.asked]} if prediction.asked else {})
+    asked = {"asked": [_asked_to_json(a) for a in prediction.asked]} if prediction.asked else {}
+    return line | alternatives | asked | ({"arms": [_arm_to_json(a) for a in prediction.arms]} if prediction.arms else {})
 
 
 def count_fields(truth: PointTruth) -> dict[int, dict[str, Any]]:
     """Sample id -> what a line of counting says beside: ``counted`` (the category) and ``source_image``."""
     rows = zip(truth.image_ids.tolist(), truth.counted, truth.source_image.tolist(), strict=True)
     return {sample_id: {"counted": category, "source_image": source} for sample_id, category, source in rows}
+
+
+def clip_fields(truth: ClipTruth) -> dict[int, dict[str, Any]]:
+    """Clip id -> what a line of a clip says beside: ``question``, ``answer`` (in words; "" for a point), ``kind`` and ``source_clip``."""
+    columns = zip(truth.image_ids.tolist(), truth.questions, truth.answers, truth.kinds, truth.source_clip.tolist(), strict=True)
+    names = ("question", "answer", "kind", "source_clip")
+    return {clip_id: dict(zip(names, values, strict=True)) for clip_id, *values in columns}
+
+
+def _arm_to_json(answer: ArmAnswer) -> dict[str, Any]:
+    point = None if answer.point_px is None else [_plain(v) for v in answer.point_px]
+    return {
+        "arm": answer.arm, "text": answer.text, "point": point, "nll": _plain(answer.nll), "num_tokens": answer.num_tokens,
+        "num_correct": answer.num_correct, "finished": answer.finished,
+    }
 
 
 def _asked_to_json(asked: Asked) -> dict[str, Any]:
@@ -144,7 +161,8 @@ def _record_to_json(record: Record) -> dict[str, Any]:
 
 
 def line_to_prediction(line: Mapping[str, Any]) -> Prediction:
-    """The inverse of ``prediction_to_line``; null becomes NaN. A missing field is a ``KeyError``, except ``alternatives`` and ``asked``."""
+    """The inverse of ``prediction_to_line``; null becomes NaN. A missing field is a ``KeyError``, except ``alternatives``, ``asked``
+    and ``arms``."""
     return Prediction(
         sample_id=line["id"],
         size=(line["size"][0], line["size"][1]),
@@ -155,6 +173,15 @@ def line_to_prediction(line: Mapping[str, Any]) -> Prediction:
         timing=dict(zip(line["timing"], _floats(line["timing"].values()), strict=True)),
         alternatives=tuple(_alternative_from_json(a) for a in line.get("alternatives", ())),
         asked=tuple(_asked_from_json(a) for a in line.get("asked", ())),
+        arms=tuple(_arm_from_json(a) for a in line.get("arms", ())),
+    )
+
+
+def _arm_from_json(data: Mapping[str, Any]) -> ArmAnswer:
+    point = None if data["point"] is None else tuple(_floats(data["point"]))
+    return ArmAnswer(
+        data["arm"], data["text"], point, next(_floats([data["nll"]])), data["num_tokens"], data["num_correct"],  # type: ignore[arg-type]
+        data["finished"],
     )
 
 

@@ -81,7 +81,7 @@ def _box(kind: str, title: str, words: str, more: Child = None) -> Markup:
 
 
 def results(run: RunSummary) -> Markup:
-    """Tiles of the main metrics, then all of them."""
+    """Tiles of the main metrics, then all of them; what is no evidence has no tile and is struck out."""
     if run.evaluation is None:
         return section("metrics", "Results", missing("There is no evaluation: this run ended before one, or it was switched off."))
     shown = tables.rows(run.evaluation.metrics)
@@ -100,10 +100,10 @@ def results(run: RunSummary) -> Markup:
     )
     every = table(
         ("metric", "", "value", "95 % interval", "meaning"),
-        [(tag("b", r.name) if r.main else r.name, tables.arrow(r.better), r.shown, r.interval, r.meaning) for r in shown],
+        [(_name(r), tables.arrow(r.better), tag("s", r.shown) if r.struck else r.shown, r.interval, r.meaning) for r in shown],
         text_columns=(0, 1, 4), class_="wide",
     )
-    main = [tile(r) for r in shown if r.main]
+    main = [tile(r) for r in shown if r.main and not r.struck]
     absent = [name for name in tables.main_metrics(run.evaluation.metrics) if name not in run.evaluation.metrics]
     return section(
         "metrics", "Results", _selection(run), tag("div", main, class_="tiles") if main else None,
@@ -119,6 +119,11 @@ def _selection(run: RunSummary) -> Child:
             f"Numbers on {run.split} are optimistic; compare models on data that chose neither.",
         )
     return None
+
+
+def _name(row: tables.Row) -> Child:
+    """In bold where the run is judged by it, struck out where it is no evidence."""
+    return tag("s", row.name) if row.struck else tag("b", row.name) if row.main else row.name
 
 
 def tile(row: tables.Row) -> Markup:

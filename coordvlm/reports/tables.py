@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from coordvlm.contracts import Interval
+from coordvlm.reports.foveation_names import describe_clips, is_struck, judged_by, of_clips
 
 #: The metrics a run is judged by, in the order they are shown; the first one of a task is what it is chosen by.
 DETECTION = ("AP", "AP50", "AP_score1", "F1_50", "parse_rate", "px_median")
 GROUNDING = ("acc_50", "acc_75", "iou_mean_all", "detection_rate", "parse_rate", "px_median")
-FOVEATION = ("acc", "pck384_20", "px384_median", "acc_fine", "acc_coarse", "acc_swap", "acc_random", "px384_median_fine", "px384_median_coarse", "ratio_matched", "token_acc")
 COUNTING = ("pck384_5", "px384_median", "n5_pck384_5", "done_acc_end", "done_acc_last", "done_acc_early", "count_mae", "loc_f1")
 MAIN = tuple(dict.fromkeys((*DETECTION[:4], *GROUNDING, *COUNTING)))
 
@@ -129,6 +129,11 @@ class Row:
     main: bool
 
     @property
+    def struck(self) -> bool:
+        """Whether it is no evidence; it is then shown struck out."""
+        return is_struck(self.name)
+
+    @property
     def shown(self) -> str:
         return number(self.name, self.value)
 
@@ -149,19 +154,21 @@ def number(name: str, value: float) -> str:
 
 def in_pixels(name: str) -> bool:
     """Whether a metric is a distance in px; the others are shares, times or counts."""
-    return name.startswith(("px", "n5_px", "center_error"))
+    return name.startswith(("px", "n5_px", "center_error")) and not name.startswith("px_ratio")
 
 
 def task_of(name: str) -> str:
-    """``detect``, ``ground`` or ``count`` for a metric that only this task has; "" for others."""
+    """``detect``, ``ground``, ``count`` or ``video`` for a metric that only this task has; "" for others."""
+    if of_clips(name):
+        return "video"
     found = (("detect", _OF_DETECTION), ("ground", _OF_GROUNDING), ("count", _OF_COUNTING))
     return next((task for task, names in found if names.match(name)), "")
 
 
 def main_metrics(metrics: Container[str]) -> tuple[str, ...]:
     """The metrics that the task behind these names is judged by."""
-    if "token_acc" in metrics:
-        return tuple(name for name in FOVEATION if name in metrics)
+    if clips := judged_by(metrics):
+        return clips
     return GROUNDING if "acc_50" in metrics else COUNTING if "pck384_5" in metrics else DETECTION
 
 
@@ -187,6 +194,8 @@ def describe(name: str) -> tuple[str, int]:
     """What a metric means, and its better direction; ("", 0) for one this table does not know."""
     if name in METRICS:
         return METRICS[name]
+    if (of_clip := describe_clips(name)) is not None:
+        return of_clip
     for pattern, meaning, better in _PATTERNS:
         if found := re.fullmatch(pattern, name):
             return meaning.format(found[1].replace("_up", " or more").replace("_", " – ")), better
@@ -205,7 +214,8 @@ def arrow(better: int) -> str:
 def metric_table(
     metrics: Mapping[str, Interval], readouts: Mapping[str, Mapping[str, float]] | None = None, *, title: str = ""
 ) -> Group:
-    """What the terminal shows at the end of a run: main metrics in bold, the rest below a line, read-outs in a table of their own."""
+    """What the terminal shows at the end of a run: main metrics in bold, the rest below a line, several read-outs in a table of their
+    own. What is no evidence is struck out."""
     table = Table(title=Text(title) if title else None, title_justify="left", header_style="dim", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
@@ -214,11 +224,13 @@ def metric_table(
     shown = rows(metrics)
     for i, row in enumerate(shown):
         last_main = row.main and (i + 1 == len(shown) or not shown[i + 1].main)
+        name = Text(row.name, style="strike" if row.struck else "").append(f" {arrow(row.better)}", style="none")
+        value, ends = (Text(text, style="strike" if row.struck else "") for text in (row.shown, row.interval))
         table.add_row(
-            Text(f"{row.name} {arrow(row.better)}"), row.shown, row.interval, Text(row.meaning, no_wrap=True, overflow="ellipsis"),
+            name, value, ends, Text(row.meaning, no_wrap=True, overflow="ellipsis"),
             style="bold" if row.main else None, end_section=last_main,
         )
-    if not readouts:
+    if not readouts or len(readouts) < 2:  # one read-out is the table above
         return Group(table)
     names = readout_columns(readouts)
     compare = Table(title="Read-outs of the same decode", title_justify="left", header_style="dim", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -239,9 +251,10 @@ def metrics_markdown(metrics: Mapping[str, Interval], readouts: Mapping[str, Map
     """The same as Markdown."""
     lines = ["| metric | value | 95 % interval | meaning |", "|---|--:|--:|---|"]
     for row in rows(metrics):
-        name = f"**{_cell(row.name)}**" if row.main else _cell(row.name)
-        lines.append(f"| {name} | {row.shown} | {row.interval} | {_cell(row.meaning)} |")
-    if readouts:
+        strike = "~~" if row.struck else ""
+        name = f"**{_cell(row.name)}**" if row.main and not strike else f"{strike}{_cell(row.name)}{strike}"
+        lines.append(f"| {name} | {strike}{row.shown}{strike} | {row.interval} | {_cell(row.meaning)} |")
+    if readouts and len(readouts) > 1:
         names = readout_columns(readouts)
         lines += ["", f"| read-out | {' | '.join(map(_cell, names))} |", f"|---|{'--:|' * len(names)}"]
         for readout, values in readouts.items():

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from coordvlm.contracts import Alternative, Prediction, Record, SlotReadout
+from coordvlm.contracts import Alternative, ArmAnswer, Prediction, Record, SlotReadout
 from coordvlm.metrics.detection import DetectionMetric
 from coordvlm.metrics.protocol import protocol_hash
-from coordvlm.metrics.records import TruthIndex, evaluation_to_json, line_to_prediction, prediction_to_line
+from coordvlm.metrics.records import TruthIndex, clip_fields, evaluation_to_json, line_to_prediction, prediction_to_line
 from tests.metrics.cases import predicted, truth
+from tests.metrics.clip_cases import clips
 
 A, B = (0.0, 0.0, 50.0, 50.0), (60.0, 10.0, 90.0, 80.0)
 SLOTS = tuple(SlotReadout(k, k / 999, k / 998, k / 997) for k in (1, 2, 3, 4))
@@ -57,6 +58,32 @@ def test_the_other_answers_to_a_phrase_survive_the_line():
     alone = strict(prediction_to_line(PREDICTION, TruthIndex(truth(images=(2,)))))
     assert "alternatives" not in alone  # as files of before have it
     assert line_to_prediction(alone).alternatives == ()
+
+
+def test_answers_of_all_arms_survive_the_line():
+    arms = (
+        ArmAnswer("coarse", "a \u2028 </script>", None, 1.25, 3, 2), ArmAnswer("fine", "", (1.5, 2.25), 0.5, 3, 3, finished=False),
+        ArmAnswer("swap", "word", None, float("nan"), 3, 0),
+    )
+    index = TruthIndex(truth(images=(2,)))
+    line = strict(prediction_to_line(replace(PREDICTION, arms=arms), index))
+    back = line_to_prediction(line).arms
+    assert back[:2] == arms[:2]
+    assert math.isnan(back[2].nll)
+    assert replace(back[2], nll=0.0) == replace(arms[2], nll=0.0)
+    assert "arms" not in prediction_to_line(PREDICTION, index)  # as files of other tasks have it
+    with pytest.raises(KeyError, match="num_tokens"):
+        line_to_prediction({**line, "arms": [{"arm": "fine", "text": "", "point": None, "nll": 0.0}]})
+
+
+def test_a_clip_says_what_was_asked_and_what_is_right():
+    known = clips("red", (5.0, 6.0), kinds=["qa", "ball"], source=[7, 7])
+    assert clip_fields(known) == {
+        1: {"question": "question 1", "answer": "red", "kind": "qa", "source_clip": 7},
+        2: {"question": "question 2", "answer": "", "kind": "ball", "source_clip": 7},
+    }
+    assert TruthIndex(known).truth(2)[0]["box"] == [5.0, 6.0, 5.0, 6.0]
+    assert TruthIndex(known).truth(1) == []
 
 
 def test_a_line_tells_truth_and_matches():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 
+import pytest
 from rich.console import Console
 
 from coordvlm.contracts import Interval
+from coordvlm.reports.foveation_names import FOVEATION
 from coordvlm.reports.tables import (
     COUNTING,
     DETECTION,
@@ -23,6 +25,8 @@ from coordvlm.reports.tables import (
     rows,
     task_of,
 )
+from tests.metrics.clip_cases import clips, said
+from tests.metrics.clip_cases import evaluate as evaluate_clips
 from tests.metrics.count_cases import evaluate, random_counting
 
 METRICS = {
@@ -106,3 +110,59 @@ def test_csv_keeps_full_precision_and_leaves_undefined_empty() -> None:
     assert read["AP_small"]["value"] == ""
     assert read["F1_50"]["low"] == ""
     assert len(read) == len(METRICS)
+
+
+def clip_metrics(**weights: float) -> dict[str, Interval]:
+    """Every metric of clips in words and points, of two kinds."""
+    truth = clips("a", "b", (1.0, 1.0), kinds=["qa", "global", "ball"])
+    arms = ("coarse", "fine", "auto", "swap", "random", "no_image", "no_text")
+    return dict(evaluate_clips(truth, [said(i, dict.fromkeys(arms, (1.0, 2, 2, (3.0, 1.0)))) for i in (1, 2, 3)], **weights).metrics)
+
+
+@pytest.mark.parametrize("coarse", [1.0, 0.0])
+def test_every_metric_of_clips_is_explained_and_its_own(coarse: float) -> None:
+    names = clip_metrics(coarse=coarse)
+    assert primary(names) == "acc"
+    assert [n for n in names if not describe(n)[0]] == []
+    shared = {n for n in names if task_of(n) != "video"}
+    assert shared == {"px384_median", "px_median", "pck384_20"}  # of the reported arm, named as elsewhere
+    assert main_metrics(names)[0] == "acc"
+    assert all(row.main == (row.name in FOVEATION) for row in rows(names))
+
+
+def test_controls_and_comparisons_have_no_better_side() -> None:
+    assert [describe(n)[1] for n in ("acc_fine", "acc_coarse.qa", "acc_auto", "pck384_20_fine", "acc")] == [1] * 5
+    assert [describe(n)[1] for n in ("loss_fine", "loss", "px384_median_auto", "px_median_coarse.ball")] == [-1] * 4
+    neither = ("acc_swap", "loss_random", "px384_median_no_text", "gain_acc", "ratio_matched", "ratio_unmatched")
+    assert [describe(n)[1] for n in neither] == [0] * 6
+    assert describe("acc_swap.cue")[0].endswith("looks where another clip's plan says (control); questions of kind cue")
+    assert [task_of(n) for n in ("acc_50", "acc_mean", "loss_x", "pck384_5", "px_median")] == ["ground", "ground", "count", "count", ""]
+
+
+def test_what_is_not_evidence_is_struck_out_everywhere() -> None:
+    names = clip_metrics(coarse=0.0)
+    struck = {row.name for row in rows(names) if row.struck}
+    assert {"ratio_unmatched", "gain_acc_unmatched", "px_ratio_unmatched", "ratio_unmatched.qa"} <= struck
+    assert all("unmatched" in n for n in struck)
+    assert not any(row.struck for row in rows(clip_metrics()))
+    lines = metrics_markdown(names).splitlines()
+    (line,) = (x for x in lines if x.startswith("| ~~ratio_unmatched~~ "))
+    assert line.startswith("| ~~ratio_unmatched~~ | ~~1.0000~~ |")
+    assert "unmatched, not evidence" in line
+    console = Console(width=160, record=True, file=io.StringIO(), force_terminal=True)
+    console.print(metric_table(names))
+    (row,) = (x for x in console.export_text(styles=True).splitlines() if "ratio_unmatched " in x)
+    assert "9mratio_unmatched" in row  # 9: struck out
+    assert "unmatched, not evidence" in row
+
+
+def test_a_ratio_is_no_distance() -> None:
+    assert number("px_ratio", 0.51234) == "0.5123"
+    assert number("px384_median_fine", 1.236) == "1.24"
+
+
+def test_one_read_out_needs_no_table_of_read_outs() -> None:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(metric_table(METRICS, {"local": {}}))
+    assert "Read-outs" not in console.export_text()
+    assert "read-out" not in metrics_markdown(METRICS, {"local": {"AP": 0.5}})
