@@ -89,7 +89,7 @@ class GridSymbols:
             test are full. Clips with a few symbols are answered without looking at any place, and teach what the symbols are; from full ones
             alone a model sees no difference for a long time, as one cell of 25 is a 25th of what an undecided query reads.
         kinds: out of ``KINDS``; clips take them in turn.
-        noise: standard deviation of grey levels.
+        noise: grey levels that a pixel is off by, at most; uniform.
         num_train, num_val, num_test: clips per split.
         seed: of the training clips. eval_seed: of val and test.
     Raises:
@@ -194,20 +194,19 @@ class GridSymbols:
         return " ".join(str(n) for n in np.bincount(last[last != BLANK], minlength=len(SYMBOLS)))
 
     def render(self, grids: Grids, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """uint8[T, S, S, 3]: light symbols on dark ground, with noise."""
+        """uint8[T, S, S, 3]: light symbols on dark ground, grey, with noise."""
         frames, n, cell = len(grids.symbols), self.grid, self.cell
         masks = symbol_masks(cell)[grids.symbols]  # [T, n, n, cell, cell]
-        light = rng.uniform(*_LIGHT, size=(frames, n, n, 1, 1, 1)).astype(np.float32)
-        picture = _GROUND + masks[..., None] * (light - _GROUND) * np.ones(3, dtype=np.float32)
+        light = rng.uniform(*_LIGHT, size=(frames, n, n, 1, 1)).astype(np.float32)
+        picture = _GROUND + masks * (light - _GROUND)
         if grids.kind == "cue" and grids.cell is not None:
-            row, column = grids.cell
-            marked = picture[-2, row, column]
+            marked = picture[(-2, *grids.cell)]
             for edge in (marked[0], marked[-1], marked[:, 0], marked[:, -1]):
                 edge[:] = 255
-        flat = picture.transpose(0, 1, 3, 2, 4, 5).reshape(frames, n * cell, n * cell, 3)
+        grey = picture.transpose(0, 1, 3, 2, 4).reshape(frames, n * cell, n * cell)
         if self.noise:
-            flat = flat + rng.normal(0, self.noise, size=flat.shape).astype(np.float32)
-        return np.clip(flat, 0, 255).astype(np.uint8)
+            grey = grey + self.noise * (2 * rng.random(grey.shape, dtype=np.float32) - 1)
+        return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, -1)
 
     def make(self, split: str, index: int) -> Clip:
         """Clip ``index`` of a split."""
