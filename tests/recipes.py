@@ -1,4 +1,4 @@
-"""The shipped recipes by what they need of a batch: an answer in words, or a question that asks for a point (counting)."""
+"""The shipped recipes by what they need of a batch: an answer in words, a question that asks for a point (counting), or a clip."""
 
 from __future__ import annotations
 
@@ -14,4 +14,5 @@ def _counts(name: str) -> bool:
 
 _ALL = sorted(p.stem for p in (CONF / "loss").glob("*.yaml"))
 COUNTING = [name for name in _ALL if _counts(name)]
-ANSWERING = [name for name in _ALL if name not in COUNTING]
+CLIPS = [name for name in _ALL if name.startswith(("caption", "clip_"))]
+ANSWERING = [name for name in _ALL if name not in (*COUNTING, *CLIPS)]

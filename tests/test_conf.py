@@ -21,7 +21,7 @@ from tests.data_root import peer_data
 from tests.e2e import coco
 from tests.e2e.commands import FAST, call, refusal, train
 from tests.folders import PRESETS, write_folder
-from tests.recipes import ANSWERING, COUNTING
+from tests.recipes import ANSWERING, CLIPS, COUNTING
 
 #: Experiments on real data -> the folder of the test data they need.
 REAL = {"overfit_bccd": "bccd", "overfit_refcoco_sample": "refcoco_sample"}
@@ -48,6 +48,10 @@ NEEDS = {
 }
 #: What data with points choose.
 COUNTING_OPTIONS = (("task", "count"), ("metrics", "counting"), ("sequence", "count"), ("decode", "count"))
+#: What data with clips choose.
+CLIP_OPTIONS = (
+    ("task", "video"), ("metrics", "foveation"), ("sequence", "clip"), ("decode", "clip"), ("model", "foveated_tiny"), ("module", "foveated"),
+)
 COMMANDS = ("train", "eval", "predict", "bench", "compare", "audit")
 
 
@@ -61,6 +65,10 @@ def options_of(group: str, option: str, folder: Path) -> list[str]:
         return ["data=dots"]  # which chooses all of them
     if group == "loss" and option in COUNTING:
         return ["data=dots", f"loss={option}"]
+    if group == "loss" and option in CLIPS:
+        return ["data=moving_ball", f"loss={option}"]
+    if (group, option) in CLIP_OPTIONS:
+        return ["data=grid_symbols"]  # which chooses all of them
     if group == "data" and option in ("jsonl", "yolo", "voc"):
         return write_small(option, folder)
     if group == "data" and option.startswith(("ref", "phrase_")):
@@ -94,7 +102,7 @@ def test_every_folder_of_the_configuration_is_a_group_that_is_tested() -> None:
 @cache
 def terms_of_recipes() -> frozenset[str]:
     """Targets of all shipped recipes together."""
-    recipes = [compose(Path("run"), f"loss={recipe}").loss for recipe in (*ANSWERING, *COUNTING)]
+    recipes = [compose(Path("run"), f"loss={recipe}").loss for recipe in (*ANSWERING, *COUNTING, *CLIPS)]
     return frozenset(node["_target_"] for recipe in recipes for _, node in iterate_targets(OmegaConf.to_container(recipe, resolve=True)))
 
 
