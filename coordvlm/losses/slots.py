@@ -114,6 +114,22 @@ class Slots:
         return self._given("token_offset")
 
     @property
+    def frame_entropy(self) -> Tensor:
+        return self._given("frame_entropy")
+
+    @property
+    def frame_features(self) -> Tensor:
+        return self._given("frame_features")
+
+    @property
+    def latent(self) -> Tensor:
+        return self._given("latent")
+
+    @property
+    def latent_true(self) -> Tensor:
+        return self._given("latent_true")
+
+    @property
     def slot_bin(self) -> Tensor:
         """long[N] target bins."""
         return self.batch.slot_bin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class LossTerm(nn.Module):
         decodes: whether ``forward`` reads ``slots.coords``, ``slots.boxes`` or ``slots.true_boxes``.
         token_ce: whether it is the cross-entropy of tokens over the whole vocabulary and nothing else. Such terms are one loss
             whatever the tokens stand for, so it survives where coordinates are ordinary text (``WeightedSum.without_slots``).
+        arms: of videos, passes that it trains, ``coarse`` and ``fine``; None: all that train. It is logged for all.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -36,6 +37,7 @@ class LossTerm(nn.Module):
     subset: ClassVar[str | None] = None
     decodes: ClassVar[bool] = False
     token_ce: ClassVar[bool] = False
+    arms: tuple[str, ...] | None = None
 
     @property
     def reads_coordinates(self) -> bool:
@@ -85,3 +87,11 @@ def one_of(term: str, name: str, value: str, choices: Iterable[str]) -> str:
     if value not in choices:
         raise ConfigError(f"loss term {term}: {name} must be one of {', '.join(choices)}, got {value!r}")
     return value
+
+
+def arms_of(term: str, given: Sequence[str]) -> tuple[str, ...]:
+    """``LossTerm.arms`` from a setting, else a ``ConfigError``."""
+    names = tuple(given)
+    if isinstance(given, str) or not names or len(set(names)) < len(names) or set(names) - {"coarse", "fine"}:
+        raise ConfigError(f"loss term {term}: arms must be a list of coarse, fine or both, got {given!r}")
+    return names

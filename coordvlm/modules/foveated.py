@@ -51,7 +51,7 @@ class FoveatedLM(CoordLM):
 
     Args:
         coarse_weight, fine_weight: of the two passes' losses. With one at 0 that pass is not trained, and the other's loss cannot be
-            compared with it.
+            compared with it. A term may train fewer passes (``LossTerm.arms``).
         iteration_loss: of ``ITERATION_LOSSES``.
         mix: task -> {``share``: how often, ``terms``: of the recipe}; every batch trains one of them, drawn as a whole. Null: all terms,
             always.
@@ -66,6 +66,12 @@ class FoveatedLM(CoordLM):
         self.arm_weights = arm_weights(coarse_weight, fine_weight)
         self.iteration_weights = iteration_weights(iteration_loss, self.backbone.iterations)
         self.mix = TaskMix(mix, self.losses.weights, seed=seed)
+        for name in self.losses.weights:
+            if not any(name in self.trained_terms(arm, None) for arm in self.arm_weights):
+                raise ConfigError(
+                    f"loss term {name!r} trains {', '.join(self.losses.terms[name].arms)} alone, and of the passes only "  # type: ignore
+                    f"{', '.join(self.arm_weights)} train: see module.coarse_weight and module.fine_weight"
+                )
 
     @property
     def main_arm(self) -> str:
@@ -101,7 +107,7 @@ class FoveatedLM(CoordLM):
                 found[arm] = self.losses(output, batch, counts, **scale)
                 if weight == 0 and len(passes) > 1:
                     continue
-                part = self.arm_weights[arm] * weight * self._share(found[arm], terms, **scale)
+                part = self.arm_weights[arm] * weight * self._share(found[arm], self.trained_terms(arm, terms), **scale)
                 total = part if total is None else total + part
         assert total is not None
         main = found[self.main_arm]
@@ -111,16 +117,21 @@ class FoveatedLM(CoordLM):
         named = {f"{arm}/{name}": out for arm, loss in found.items() for name, out in loss.outputs.items()}
         return LossOutput(total=total, terms=main.terms, sums=main.sums, logs=logs, outputs=named)
 
-    def _share(self, loss: LossOutput, terms: frozenset[str] | None, *, world_size: int = 1, accumulate: int = 1) -> Tensor:
-        """The weighted loss of some terms, with graph. Terms left out weigh nothing but stay in the graph: every rank's parameters do."""
-        if terms is None:
+    def trained_terms(self, arm: str, terms: frozenset[str] | None) -> frozenset[str]:
+        """Those of a task's terms (None: all) that train this arm."""
+        named = self.losses.weights if terms is None else terms
+        return frozenset(n for n in named if (arms := self.losses.terms[n].arms) is None or arm in arms)  # type: ignore[operator]
+
+    def _share(self, loss: LossOutput, terms: frozenset[str], *, world_size: int = 1, accumulate: int = 1) -> Tensor:
+        """The weighted loss of some terms, with graph. Terms left out weigh 0 but stay in the graph: every rank's parameters do."""
+        if terms == set(self.losses.weights):
             return loss.total
-        left_out = [name for name in self.losses.weights if name not in terms]
         counts, groups = self._window_counts, self.losses.groups
-        minus = [
-            loss.outputs[n].sum * (self.losses.weights[n] * world_size * accumulate / max(counts[groups[n]], 1)) for n in left_out
+        parts = [
+            loss.outputs[name].sum * ((weight if name in terms else 0.0) * world_size * accumulate / max(counts[groups[name]], 1))
+            for name, weight in self.losses.weights.items()
         ]
-        return loss.total - torch.stack(minus).sum() if minus else loss.total
+        return torch.stack(parts).sum()
 
     # ------------------------------------------------------------- validation
     def validation_step(self, batch: ClipBatch, batch_idx: int) -> None:  # type: ignore[override]

@@ -167,6 +167,7 @@ def collate_clips(encoded: Sequence[EncodedClip], vocab: CoordVocab, *, num_fram
         box_prev=torch.zeros(0, dtype=torch.long),
         counts={
             "text": int(sum(len(x) for x in text_row)), "slot": len(slot_bin), "box": 0, "point": len(pointed), "frame": num * num_frames,
+            "latent": num * num_frames,
         },
         ids=tuple(e.id for e in encoded),
         sizes=tuple(e.size for e in encoded),

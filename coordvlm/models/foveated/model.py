@@ -22,6 +22,7 @@ from coordvlm.contracts import ClipBatch, ModelOutput
 from coordvlm.coords.vocab import CoordVocab
 from coordvlm.models.checkpointing import set_checkpointing
 from coordvlm.models.coord_rows import CoordRows
+from coordvlm.models.foveated.latents import Latents
 from coordvlm.models.foveated.queries import QueryPlan
 from coordvlm.models.foveated.vision import FoveatedVision, Looked, PatchCache
 from coordvlm.models.head import full_logits
@@ -31,7 +32,7 @@ from coordvlm.utils.errors import ConfigError
 #: Fields of ``ModelOutput`` that this model gives.
 FOVEATED_NEEDS = frozenset({
     "text_nll", "text_lse", "text_coord_lse", "text_correct", "slot_logits", "slot_lse", "slot_correct", "point_xy", "frame_entropy",
-    "frame_features", "latent",
+    "frame_features", "latent", "latent_true",
 })  # fmt: skip
 COARSE, FINE = "<coarse>", "<fine>"
 #: Passes over the frames. ``fine`` is the last of the iterations.
@@ -62,7 +63,7 @@ class Foveated(nn.Module):
         queries: where queries come from, and the learned ones.
         token_rms: root mean square of a frame's token (0.14: about that of a published model's embeddings).
         iterations: fine passes, at least 1.
-        heads: of points, by name; empty where coordinates are tokens. latents: states of frames -> latents of frames; None: none are learned.
+        heads: of points, by name; empty where coordinates are tokens. latents: draws frames; None: none are drawn.
         freeze: any of ``vision``, ``language``.
         checkpoint_every: gradient checkpointing of every n-th layer of the language model; 0: none.
     """
@@ -71,7 +72,7 @@ class Foveated(nn.Module):
 
     def __init__(
         self, vision: FoveatedVision, language: PreTrainedModel, vocab: CoordVocab, rows: CoordRows, *, queries: QueryPlan, token_rms: float,
-        iterations: int, heads: nn.ModuleDict, latents: nn.Module | None, freeze: Collection[str] = (), checkpoint_every: int = 0,
+        iterations: int, heads: nn.ModuleDict, latents: Latents | None, freeze: Collection[str] = (), checkpoint_every: int = 0,
     ) -> None:
         super().__init__()
         if not (isinstance(token_rms, (int, float)) and math.isfinite(token_rms) and token_rms > 0):
@@ -193,20 +194,21 @@ class Foveated(nn.Module):
             raise ValueError(f"the foveated model cannot give {', '.join(sorted(unknown))}; it knows {', '.join(sorted(FOVEATED_NEEDS))}")
         watched = "frame_entropy" in needs
         cache = self.encode(batch.frames)
+        true = self.heads["latents"].targets(batch.frames.flatten(0, 1)) if "latent_true" in needs else None
         out: dict[str, list[ModelOutput]] = {}
         last = self.coarse(batch, cache, answer="coarse" in arms, attention=watched and "coarse" in arms)
         if "coarse" in arms:
-            out["coarse"] = [self.read(last, batch, needs)]
+            out["coarse"] = [self.read(last, batch, needs, true)]
         if "fine" in arms:
             out["fine"] = []
             for _ in range(self.iterations):
                 last = self.fine(batch, cache, last, attention=watched)
-                out["fine"].append(self.read(last, batch, needs))
+                out["fine"].append(self.read(last, batch, needs, true))
         return out
 
-    def read(self, found: Pass, batch: ClipBatch, needs: Collection[str]) -> ModelOutput:
-        """Heads on the rows that ``needs`` reads."""
-        mine = {"frame_entropy", "frame_features", "latent"}
+    def read(self, found: Pass, batch: ClipBatch, needs: Collection[str], latent_true: Tensor | None = None) -> ModelOutput:
+        """Heads on the rows that ``needs`` reads. latent_true: [F, C, h, w], passed on; needed where ``needs`` names it."""
+        mine = {"frame_entropy", "frame_features", "latent", "latent_true"}
         output = read_output(
             found.hidden.flatten(0, 1), batch, set(needs) - mine, rows=self.rows, head_weight=self.head_weight, heads=self.heads
         )
@@ -219,6 +221,9 @@ class Foveated(nn.Module):
         if "latent" in needs:
             frames = found.hidden[:, batch.mode_col + 1 : batch.answer_col]
             extra["latent"] = self.heads["latents"](frames.flatten(0, 1))
+        if "latent_true" in needs:
+            assert latent_true is not None
+            extra["latent_true"] = latent_true
         return replace(output, **extra)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
