@@ -72,7 +72,7 @@ def loaded(seed: int = 0, **sizes: Any) -> LoadedFoveated:
     return load_foveated_tiny(**{
         "frame_size": SIZE, "patch_size": PATCH, "vision_width": 48, "vision_depth": 2, "vision_heads": 4, "vision_mlp_ratio": 2,
         "position_amplitude": 0.5, "tokenizer_size": 600, "padded_rows": 40, "extra_words": [], "hidden_size": WIDTH,
-        "intermediate_size": 64, "num_layers": 2, "num_heads": 4, "max_length": 256, "embedding_rms": 0.14, "image_mean": [0.5] * 3,
+        "intermediate_size": 64, "num_layers": 2, "num_heads": 4, "max_length": 256, "initial_std": 0.09, "embedding_rms": 0.14, "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3, "seed": seed, **sizes,
     })  # fmt: skip
 

@@ -182,10 +182,11 @@ class GridSymbols:
         return Grids(kind, symbols, None if kind == "global" else (row, column)), rng
 
     def question(self, grids: Grids) -> str:
+        """``B3``, ``marked`` or ``all``: short, as every further word dilutes the one that matters while attention is undecided."""
         if grids.kind == "qa":
             assert grids.cell is not None
-            return f"Which symbol is in cell {cell_name(*grids.cell)}?"
-        return "Which symbol is in the marked cell?" if grids.kind == "cue" else "How many of each symbol?"
+            return cell_name(*grids.cell)
+        return "marked" if grids.kind == "cue" else "all"
 
     def answer(self, grids: Grids) -> str:
         last = grids.symbols[-1]
