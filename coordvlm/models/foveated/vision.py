@@ -34,22 +34,25 @@ class PatchCache:
     """Frames as queries read them.
 
     Args:
-        keys, values: per layer, [F, h, N, d]; a deep query needs them, a shallow one does not. final: [F, N, D], after the last norm.
+        keys, values: what deep queries read: per layer, [F, h, N, d]; empty for shallow ones.
+        final: what shallow queries read: [F, N, D], after the last norm; None for deep ones, for which it is not computed.
         grid: (rows, columns) of patches, N = rows * columns.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    final: Tensor
+    final: Tensor | None
     grid: tuple[int, int]
 
     @property
     def num_frames(self) -> int:
-        return int(self.final.shape[0])
+        held = self.keys[0] if self.final is None else self.final
+        return int(held.shape[0])
 
     def frames(self, index: Tensor) -> PatchCache:
         """Some frames, or some twice. index: long[n] into F."""
-        return PatchCache(tuple(k[index] for k in self.keys), tuple(v[index] for v in self.values), self.final[index], self.grid)
+        final = None if self.final is None else self.final[index]
+        return PatchCache(tuple(k[index] for k in self.keys), tuple(v[index] for v in self.values), final, self.grid)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class FoveatedVision(nn.Module):
         self.calls = 0  # of ``encode``: that frames are encoded once for all passes is tested by it
         if tower.embeddings.mask_token is not None:  # of pre-training; frames are never masked, so it would get no gradient
             tower.embeddings.mask_token.requires_grad_(False)
+        if depth == "deep" and len(tower.encoder.layer) == 1:  # patches meet the class token in the layers before the last
+            tower.embeddings.cls_token.requires_grad_(False)
 
     # ------------------------------------------------------------------ patches
     @property
@@ -111,27 +116,27 @@ class FoveatedVision(nn.Module):
         self.calls += 1
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.tower.parameters())
         with torch.set_grad_enabled(trains):
-            hidden = self.tower.embeddings(self._normalised(frames))
+            hidden, layers = self.tower.embeddings(self._normalised(frames)), self.tower.encoder.layer
             keys, values = [], []
-            for layer in self.tower.encoder.layer:
-                q, k, v = self._qkv(layer, layer.norm1(hidden))
+            for number, layer in enumerate(layers, start=1):
+                normed = layer.norm1(hidden)
+                to_q, to_k, to_v, _ = _projections(layer)
+                k, v = self._heads(to_k(normed)), self._heads(to_v(normed))
                 if self.depth == "deep":
                     keys.append(k[:, :, 1:])
                     values.append(v[:, :, 1:])
-                hidden = self._rest(layer, hidden, F.scaled_dot_product_attention(q, k, v))
-            final = self.tower.layernorm(hidden)[:, 1:]
+                    if number == len(layers):  # nobody reads what the last layer makes of patches
+                        break
+                hidden = self._rest(layer, hidden, F.scaled_dot_product_attention(self._heads(to_q(normed)), k, v))
+            final = self.tower.layernorm(hidden)[:, 1:] if self.depth == "shallow" else None
         return PatchCache(tuple(keys), tuple(values), final, (height // self.patch, width // self.patch))
 
     def _normalised(self, frames: Tensor) -> Tensor:
         dtype = self.tower.embeddings.patch_embeddings.projection.weight.dtype
         return self.pixel_norm(frames).view(frames.shape).to(dtype)  # type: ignore[no-any-return]
 
-    def _qkv(self, layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[F, n, D] -> three of [F, h, n, d]."""
-        q, k, v = (self._heads(project(hidden)) for project in _projections(layer)[:3])
-        return q, k, v
-
     def _heads(self, x: Tensor) -> Tensor:
+        """[F, n, D] -> [F, h, n, d]."""
         return x.unflatten(-1, (self.tower.config.num_attention_heads, -1)).transpose(1, 2)
 
     @staticmethod
@@ -145,6 +150,7 @@ class FoveatedVision(nn.Module):
         """One query per frame. queries: [F, W], in the frames' order."""
         q = self.merger["query"](queries)
         if self.depth == "shallow":
+            assert cache.final is not None
             read, weights = self._read(q[:, None, None], cache.final[:, None], cache.final[:, None], attention)
             return Looked(read[:, 0, 0], None if weights is None else weights[None])
         hidden, seen = q[:, None], []
