@@ -4,7 +4,7 @@ python -m coordvlm.compare runs=outputs/train/multirun/<sweep>         every pai
 python -m coordvlm.compare runs='outputs/train/2026-*' baseline=ce     all against one
 python -m coordvlm.compare runs=<folder> metric=px_median readout=local only='loss=ce,hybrid'
 
-Writes compare.html, compare.md and CSV files. Runs that were evaluated differently are refused.
+Writes compare.html, compare.md and CSV files, of clips also foveation.json. Runs that were evaluated differently are refused.
 """
 
 from __future__ import annotations
@@ -151,6 +151,8 @@ def _print(found: Comparison, page: Path) -> None:
     from coordvlm.reports.compare_sections import by_weight
     from coordvlm.reports.compare_words import lead, verdict
 
+    for look in found.foveation.verdicts if found.foveation is not None else ():
+        print(look.words)
     if lead(found):
         print(lead(found))
     for pair in by_weight(found):

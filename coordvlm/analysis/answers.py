@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coordvlm.contracts import GroundTruth, MatchedPairs, PhraseTruth, PointTruth
+from coordvlm.contracts import ClipTruth, GroundTruth, MatchedPairs, PhraseTruth, PointTruth
 from coordvlm.contracts.prediction import KEPT
+from coordvlm.metrics.foveation import POINT_RADII, ArmColumns
 from coordvlm.metrics.pixels import euclidean
 from coordvlm.metrics.point_outcomes import steps_of
 from coordvlm.metrics.records import line_to_prediction
@@ -32,8 +33,10 @@ class Answers:
 
     Args:
         image_ids: int64[I], ascending. score: float64[I] in [0, 1], mean of the image's F1 at IoU 0.5 and of its boxes' matched IoU;
-            an image without true boxes scores its F1, 1 when nothing was predicted. In counting ``CountScene.score``.
-        px_error: float64[2Q], Euclidean corner errors of matched boxes in source px; in counting those of single steps, on a side of 384.
+            an image without true boxes scores its F1, 1 when nothing was predicted. In counting ``CountScene.score``;
+            of a clip 1 where its words are right as a whole, or the share of ``POINT_RADII`` that its point is within.
+        px_error: float64[2Q], Euclidean corner errors of matched boxes in source px; in counting those of single steps, and
+            of clips those of points, on a side of 384.
     """
 
     image_ids: NDArray[np.int64]
@@ -67,16 +70,18 @@ def _line(text: bytes, where: str) -> dict[str, Any]:
     return line
 
 
-def condense(lines: Sequence[Line], *, where: object, any_unmarked: bool = False) -> Answers:
+def condense(lines: Sequence[Line], *, where: object, any_unmarked: bool = False, arm: str = "fine") -> Answers:
     """Errors and scores of every image.
 
     Args:
-        any_unmarked: as the counting metric has it.
+        any_unmarked: as the counting metric has it. arm: of clips, the one that is reported.
     Raises:
         DataError: a line lacks a field, or its matches point nowhere.
     """
     if lines and "counted" in lines[0]:
         return _condense_counts(lines, where, any_unmarked)
+    if lines and "source_clip" in lines[0]:
+        return _condense_clips(lines, where, arm)
     ids, scores, errors = [], [], []
     for line in lines:
         try:
@@ -109,14 +114,26 @@ def _condense_counts(lines: Sequence[Line], where: object, any_unmarked: bool) -
     return Answers(truth.image_ids, score, steps.error384[steps.has_target])
 
 
+def _condense_clips(lines: Sequence[Line], where: object, arm: str) -> Answers:
+    try:
+        truth = _clips_of(lines)
+        found = ArmColumns(truth, {int(line["id"]): line_to_prediction(line) for line in lines}, arm)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(f"must hold arms and truth that fit: {error!r}", where=where) from error
+    near = np.mean([found.error384 <= radius for radius in POINT_RADII], axis=0)
+    return Answers(truth.image_ids, np.where(found.asked, near, found.right), found.error384[np.isfinite(found.error384)])
+
+
 def truth_of(lines: Iterable[Line]) -> GroundTruth:
     """The truth as the predictions carry it: boxes, names and sizes. Areas are the boxes' own, so it is not for COCO's numbers.
 
-    Lines of phrases give a ``PhraseTruth``, lines of counting a ``PointTruth``.
+    Lines of phrases give a ``PhraseTruth``, lines of counting a ``PointTruth``, those of clips a ``ClipTruth``.
     """
     lines = sorted(lines, key=lambda line: int(line["id"]))
     if lines and "counted" in lines[0]:
         return _points_of(lines)
+    if lines and "source_clip" in lines[0]:
+        return _clips_of(lines)
     if lines and "phrase" in lines[0]:
         return _phrases_of(lines)
     names = tuple(sorted({t["category"] for line in lines for t in line["truth"]}))
@@ -150,6 +167,15 @@ def _points_of(lines: Sequence[Line]) -> PointTruth:
         ids=[int(line["id"]) for line in lines], categories=[str(line["counted"]) for line in lines],
         source_image=[int(line["source_image"]) for line in lines], image_wh=np.asarray([line["size"] for line in lines], dtype=np.float64),
         points=[np.asarray([t["box"][:2] for t in line["truth"]], dtype=np.float64).reshape(-1, 2) for line in lines],
+    )
+
+
+def _clips_of(lines: Sequence[Line]) -> ClipTruth:
+    return ClipTruth.of(
+        ids=[int(line["id"]) for line in lines], questions=[str(line["question"]) for line in lines],
+        answers=[str(line["answer"]) for line in lines], kinds=[str(line["kind"]) for line in lines],
+        source_clip=[int(line["source_clip"]) for line in lines], sizes=[(line["size"][0], line["size"][1]) for line in lines],
+        points=[(line["truth"][0]["box"][0], line["truth"][0]["box"][1]) if line["truth"] else None for line in lines],
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,14 +12,17 @@ import numpy as np
 
 from coordvlm.analysis import curves
 from coordvlm.analysis.answers import Answers, Line, condense, most_disputed, scenes_of, truth_of
-from coordvlm.analysis.groups import Group, contract_differences, counted, find_group, group_runs
+from coordvlm.analysis.foveation import looking
+from coordvlm.analysis.group_facts import cost, readouts, statuses
+from coordvlm.analysis.groups import Group, contract_differences, counted, find_group, group_runs, looked
 from coordvlm.analysis.notes import notes
 from coordvlm.analysis.paired import Seeds, detectable, difference, holm, mean_interval
 from coordvlm.analysis.runs import LeftOut, Run
-from coordvlm.contracts import GroundTruth, PointTruth
+from coordvlm.contracts import ClipTruth, GroundTruth, PointTruth
 from coordvlm.metrics.floor import Floor
 from coordvlm.reports.compare_data import Comparison, Disagreement, Estimate, GroupResult, PairResult, RunRow
 from coordvlm.reports.floor import floor_of
+from coordvlm.reports.foveation_names import is_struck
 from coordvlm.reports.tables import describe, primary, task_of
 from coordvlm.utils.errors import ConfigError, DataError
 from coordvlm.utils.overrides import hint, nearest
@@ -33,7 +35,8 @@ class Question:
     """What is asked of the runs.
 
     Args:
-        metric: what decides; None: AP, Acc@0.5 of phrases, or pck384_5 of counting. metrics: what else is compared, where the task has it.
+        metric: what decides; None: AP, Acc@0.5 of phrases, pck384_5 of counting, or acc of clips. metrics: what else is compared, where the
+            task has it.
         verdict_metrics: those named in the verdicts.
         baseline: compare every group with this one only; None compares every pair.
         ignore: settings that make no group. coverage: of intervals. power: of the detectable difference.
@@ -58,6 +61,11 @@ class Question:
         for name, count in (("snapshots", self.num_snapshots), ("pictures", self.num_pictures)):
             if count < 0:
                 raise ConfigError(f"{name} must not be negative, got {count}")
+        if struck := [m for m in (self.metric, *self.metrics, *self.verdict_metrics) if m is not None and is_struck(m)]:
+            raise ConfigError(
+                f"{struck[0]} compares a fine pass with a coarse one that was not trained with the same weight: it is no evidence, and "
+                "nothing is decided by it"
+            )
 
 
 def compare(runs: Sequence[Run], left_out: Sequence[LeftOut], question: Question, read: ReadLines) -> Comparison:
@@ -66,14 +74,15 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut], question: Question
     Args:
         left_out: folders that take no part, to be listed. read: a run's predictions; called once or twice for each run.
     Raises:
-        ConfigError: fewer than two groups, a metric that a run lacks, or a baseline that is none of the groups.
+        ConfigError: fewer than two groups (of clips one will do: its arms are compared), a metric that a run lacks, or a baseline that is
+            none of the groups.
     """
     chosen = question.metric or primary(runs[0].values if runs else ())
     truth, answers, unread = _answers(runs, read)
     groups, repeated = group_runs([run for run in runs if run.folder in answers], ignore=question.ignore)
     rest = [*left_out, *unread, *repeated]
-    _require_two(groups, rest)
-    assert truth is not None, "two groups have answers"
+    _require_enough(groups, rest)
+    assert truth is not None, "groups have answers"
     members = [run for group in groups for run in group.runs]
     metrics, absent = _metrics(members, question, chosen)
     inner = [group.runs for group in groups if all(run.curves for run in group.runs)]  # an untouched base model has no training
@@ -83,7 +92,8 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut], question: Question
     floors = _floors(groups, truth)
     first = members[0]
     # what the replicates draw
-    num_images = first.counts["images"] if "phrases" in first.counts or counted(first) else len(first.image_ids)
+    of_images = "phrases" in first.counts or counted(first)
+    num_images = first.counts["source_clips" if looked(first) else "images"] if of_images or looked(first) else len(first.image_ids)
     results = [
         _result(group, answers, floors[group.name], column, wanted, steps, num_images=num_images, coverage=question.coverage)
         for group in groups
@@ -95,16 +105,17 @@ def compare(runs: Sequence[Run], left_out: Sequence[LeftOut], question: Question
         pairs=pairs, runs=[_row(run, group) for group in groups for run in group.runs],
         left_out=[(str(x.folder), x.reason) for x in rest], num_images=num_images,
         coverage=question.coverage, power=question.power, baseline=baseline, readout=_readout(members),
-        protocol={k: v for k, v in first.protocol.items() if k != "readout" or not counted(first)},
+        protocol={k: v for k, v in first.protocol.items() if k != "readout" or not (counted(first) or looked(first))},
         protocol_hash=first.protocol_hash if len({run.protocol_hash for run in members}) == 1 else "", contracts=contracts, curve=column,
         exact_time=all(curves.logs_time(runs) for runs in inner),
         notes=notes(groups, absent=absent, contracts=contracts),
-        disagreements=_disputed(groups, answers, read, question.num_pictures),
+        disagreements=[] if looked(first) else _disputed(groups, answers, read, question.num_pictures),
+        foveation=looking(groups, num_clips=num_images, coverage=question.coverage) if looked(first) else None,
     )
 
 
-def _require_two(groups: Sequence[Group], left_out: Sequence[LeftOut]) -> None:
-    if len(groups) > 1:
+def _require_enough(groups: Sequence[Group], left_out: Sequence[LeftOut]) -> None:
+    if len(groups) > 1 or (groups and looked(groups[0].runs[0])):
         return
     what = "no run can take part" if not groups else f"all {len(groups[0].runs)} runs are one recipe: they differ in nothing but the seed"
     rest = "".join(f"\n  {x.folder}: {x.reason}" for x in left_out[:10])
@@ -120,7 +131,8 @@ def _metrics(runs: Sequence[Run], question: Question, metric: str) -> tuple[list
         raise ConfigError(f"metric={metric}: {lacking.folder} has no such metric{hint(nearest(metric, sorted(there)))}")
     mine = [m for m in (*question.metrics, *question.verdict_metrics) if task_of(m) in ("", task_of(primary(there)))]
     asked = list(dict.fromkeys((metric, *mine)))
-    missed = [m for m in asked if m not in there and (task_of(m) or "pck384_5" not in there)]  # counting has no parser, matches no boxes
+    bare = "pck384_5" in there or "token_acc" in there  # counting and clips have no parser and match no boxes
+    missed = [m for m in asked if m not in there and task_of(m) != "video" and (task_of(m) or not bare)]  # clips have words or points
     return [m for m in asked if m in there], missed
 
 
@@ -132,7 +144,7 @@ def _answers(runs: Sequence[Run], read: ReadLines) -> tuple[GroundTruth | None, 
     for run in runs:
         try:
             lines = read(run)
-            found = condense(lines, where=run.predictions_file, any_unmarked=_any_unmarked(run))
+            found = condense(lines, where=run.predictions_file, any_unmarked=_any_unmarked(run), arm=_main_arm(run))
             if not np.array_equal(found.image_ids, np.sort(run.image_ids)):
                 rule = "must hold the images of the replicates, one line each"
                 raise DataError(rule, where=run.predictions_file, value=f"{len(found.image_ids)} lines for {len(run.image_ids)} images")
@@ -149,14 +161,20 @@ def _readout(runs: Sequence[Run]) -> str:
     return ", ".join(dict.fromkeys(str(run.protocol.get("readout", "")) for run in runs))
 
 
+def _main_arm(run: Run) -> str:
+    """The way of looking that a run of clips reports."""
+    return "coarse" if run.config.get("module.fine_weight") == 0 else "fine"
+
+
 def _any_unmarked(run: Run) -> bool:
     """Whether its counting was measured to the nearest unmarked object; the configuration of an ``eval`` need not say so."""
     return bool(run.counts.get("measured_to_any_unmarked", 0))
 
 
 def _floors(groups: Sequence[Group], truth: GroundTruth) -> dict[str, Floor | None]:
-    """The localisation floor of each group; None for points and where no checkpoint tells the contract. Equal ones are measured once."""
-    if isinstance(truth, PointTruth):
+    """The localisation floor of each group; None for points and clips, and where no checkpoint tells the contract. Equal ones are measured
+    once."""
+    if isinstance(truth, PointTruth | ClipTruth):
         return {group.name: None for group in groups}
     known: dict[str, Floor] = {}
     out: dict[str, Floor | None] = {}
@@ -187,57 +205,12 @@ def _result(
     runs = group.runs
     logged = bool(column) and all(column in run.curves for run in runs)
     return GroupResult(
-        name=group.name, short=group.short, seeds=group.seeds, estimates=estimates, readouts=_readouts(runs), statuses=_statuses(runs),
-        px_error=np.concatenate([answers[run.folder].px_error for run in runs]), floor=floor, cost=_cost(runs),
+        name=group.name, short=group.short, seeds=group.seeds, estimates=estimates, readouts=readouts(runs), statuses=statuses(runs),
+        px_error=np.concatenate([answers[run.folder].px_error for run in runs]), floor=floor, cost=cost(runs),
         loss_share=curves.loss_share(runs), grad_share=curves.grad_share(runs), curves=curves.bands(runs),
         reach=curves.reach(runs, column, wanted) if logged else (),
         snapshots=curves.snapshot(runs, column, steps) if logged else {},
     )
-
-
-def _readouts(runs: Sequence[Run]) -> dict[str, dict[str, Estimate]]:
-    out: dict[str, dict[str, Estimate]] = {}
-    for readout, row in runs[0].readouts.items():
-        for metric in row:
-            values = np.asarray([run.readouts.get(readout, {}).get(metric, math.nan) for run in runs])
-            spread = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-            out.setdefault(readout, {})[metric] = Estimate(float(values.mean()), spread=spread)
-    return out
-
-
-def _statuses(runs: Sequence[Run]) -> dict[str, int]:
-    """Counts of the parser over all seeds: records by status, answers by flag; a phrase or a sample stands where an image does."""
-    total: Counter[str] = Counter()
-    for run in runs:
-        unit = next((name for name in ("phrases", "samples") if name in run.counts), "images")
-        counts = {k.replace(unit, "images"): v for k, v in run.counts.items() if unit == "images" or not k.startswith("images")}
-        if unit == "samples":
-            counts["records"] = sum(v for k, v in counts.items() if k.startswith("status_"))
-        total.update({k: v for k, v in counts.items() if k.startswith(("status_", "images", "records", "predictions", "truths"))})
-    return dict(total)
-
-
-def _cost(runs: Sequence[Run]) -> dict[str, float]:
-    """Means over seeds; what some run did not record is left out."""
-    def number(value: object) -> float:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-    def of(run: Run) -> dict[str, float]:
-        record = run.record
-        timings, parameters, memory = (record.get(k) or {} for k in ("timings", "parameters", "peak_memory"))
-        per_step = number(run.config.get("data.batch_size")) * number(run.config.get("trainer.accumulate_grad_batches", 1))
-        steps = number(record.get("steps"))
-        return {
-            "steps": steps, "training images": steps * per_step, "trained parameters": number(parameters.get("trained")),
-            "train_seconds": number(timings.get("train")), "step_seconds": number(timings.get("train")) / steps if steps else math.nan,
-            "run_seconds": number(record.get("seconds")), "tokens per answer": number(run.timing.get("new_tokens_per_image")),
-            "decoded images_per_second": number(run.timing.get("decode_images_per_second")),
-            "peak rss_bytes": number(memory.get("rss_bytes")),
-        }
-
-    rows = [of(run) for run in runs]
-    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return {name: value for name, value in means.items() if math.isfinite(value)}
 
 
 def _pairs(

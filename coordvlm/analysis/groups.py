@@ -102,19 +102,24 @@ def require_one_protocol(runs: Sequence[Run], *, reread: bool = False) -> None:
 
 
 def _measured(run: Run, reread: bool) -> dict[str, Any]:
-    """What must be equal: the protocol, and the images and weights of the replicates. In counting the read-out may differ: it is the
-    head that the recipe trains, not another reading of one answer."""
+    """What must be equal: the protocol, and the images and weights of the replicates. In counting and for clips the read-out may differ: it
+    is the head that the recipe trains, not another reading of one answer."""
     own = {"bootstrap seed": run.bootstrap_seed, "bootstrap replicates": len(next(iter(run.replicates.values())))}
     if reread:
         own = {}
     images = f"{len(run.image_ids)} with checksum {zlib.crc32(np.sort(run.image_ids).tobytes()):08x}"
-    free = reread or counted(run)
+    free = reread or counted(run) or looked(run)
     return {**{k: v for k, v in run.protocol.items() if not (free and k == "readout")}, **own, "images": images}
 
 
 def counted(run: Run) -> bool:
     """Whether it is a run of counting."""
     return "samples" in run.counts
+
+
+def looked(run: Run) -> bool:
+    """Whether it is a run of questions about clips."""
+    return "clips" in run.counts
 
 
 def _some(names: Sequence[str], n: int = 4) -> str:

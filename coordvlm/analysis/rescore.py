@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordvlm.analysis.runs import Run
-from coordvlm.contracts import GroundTruth, PhraseTruth, PointTruth, Prediction, Record
+from coordvlm.contracts import ClipTruth, GroundTruth, PhraseTruth, PointTruth, Prediction, Record
 from coordvlm.contracts.prediction import KEPT
 from coordvlm.coords.grid import to_px
 from coordvlm.metrics.collecting import CollectingMetric
@@ -60,6 +60,8 @@ def rescore(
         raise ConfigError(f"readout must be one of {', '.join(READOUTS)}, got {readout!r}")
     if isinstance(truth, PointTruth):
         raise ConfigError(f"readout={readout}: counting stores its points by one read-out only; evaluate again with decode.readout=...")
+    if isinstance(truth, ClipTruth):
+        raise ConfigError(f"readout={readout}: answers to clips are stored by one read-out only; evaluate again with decode.readout=...")
     if (digest := truth.digest()) != run.protocol.get("data"):
         raise ConfigError(
             f"readout={readout}: the data of {run.folder} has changed (truth {digest}, evaluated on {run.protocol.get('data')}), "

@@ -92,7 +92,7 @@ class FoveationMetric(CollectingMetric):
         truth = self.truth
         assert isinstance(truth, ClipTruth)
         arms = tuple(dict.fromkeys(a.arm for p in predictions.values() for a in p.arms)) or (self.main,)
-        tables = {arm: _Arm(truth, predictions, arm) for arm in arms}
+        tables = {arm: ArmColumns(truth, predictions, arm) for arm in arms}
         values = self._under(truth, tables, np.ones((len(truth.image_ids), 1)))
         weights = source_weights(truth.source_clip, self.num_replicates, self.seed)
         replicates = self._under(truth, tables, weights) if weights.shape[1] else {}
@@ -111,7 +111,7 @@ class FoveationMetric(CollectingMetric):
             px_error=None if found is None or not found.asked.any() else found.error[np.isfinite(found.error)],
         )
 
-    def _under(self, truth: ClipTruth, tables: Mapping[str, _Arm], weights: FloatArray) -> dict[str, FloatArray]:
+    def _under(self, truth: ClipTruth, tables: Mapping[str, ArmColumns], weights: FloatArray) -> dict[str, FloatArray]:
         """Every metric under each column of weights float64[I, b]: float64[b] each."""
         everyone = np.ones(len(truth.kinds), dtype=np.bool_)
         out: dict[str, FloatArray] = {}
@@ -127,7 +127,7 @@ class FoveationMetric(CollectingMetric):
             out |= {f"{name}.{kind}": row for name, row in self._compared(tables, weights, of_kind).items()}
         return out
 
-    def _compared(self, tables: Mapping[str, _Arm], weights: FloatArray, of: BoolArray) -> dict[str, FloatArray]:
+    def _compared(self, tables: Mapping[str, ArmColumns], weights: FloatArray, of: BoolArray) -> dict[str, FloatArray]:
         """The fine pass against others, over the clips that both were tried on."""
         out: dict[str, FloatArray] = {}
         if self.ratio is None or "fine" not in tables:
@@ -148,7 +148,7 @@ class FoveationMetric(CollectingMetric):
         return out
 
 
-class _Arm:
+class ArmColumns:
     """One arm's answers as columns [I].
 
     Attributes:

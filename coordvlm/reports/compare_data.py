@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,9 @@ from PIL import Image
 
 from coordvlm.metrics.floor import Floor
 from coordvlm.reports.gallery import Scene
-from coordvlm.reports.tables import task_of
+
+if TYPE_CHECKING:
+    from coordvlm.reports.foveation_data import Foveation
 
 FloatArray = NDArray[np.float64]
 
@@ -143,11 +146,11 @@ class Comparison:
         metric: what decides. metrics: what is compared, ``metric`` first. verdict_metrics: those named beside it in a verdict.
         pairs: every compared pair in every metric. baseline: "" or the group all others are compared with.
         readout: how numbers were read off. protocol: its values; protocol_hash: "" when predictions were read again, and where
-            recipes of counting train other read-outs.
+            recipes of counting or clips train other read-outs.
         curve: the logged column that curves, levels and snapshots are about, "" without one.
         exact_time: whether wall time was logged; otherwise it is spread evenly over the steps.
         load_image: None when images cannot be had, ``no_image`` then says why.
-        notes: what a reader must know before believing anything.
+        notes: what a reader must know before believing anything. foveation: of clips, whether looking pays.
     """
 
     metric: str
@@ -172,6 +175,7 @@ class Comparison:
     load_image: Callable[[int], Image.Image] | None = None
     no_image: str = ""
     command: str = ""
+    foveation: Foveation | None = None
 
     @property
     def level(self) -> float:
@@ -181,7 +185,7 @@ class Comparison:
     @property
     def counting(self) -> bool:
         """Whether points were counted; errors are then those of single steps, px on a side of 384."""
-        return any(task_of(metric) == "count" for group in self.groups for metric in group.estimates)
+        return any("pck384_5" in group.estimates for group in self.groups)
 
     def of(self, metric: str) -> list[PairResult]:
         """The pairs in one metric."""

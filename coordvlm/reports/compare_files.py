@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from coordvlm.utils.files import atomic_write_text
 
 
 def write_comparison_files(folder: Path, c: Comparison) -> list[Path]:
-    """``compare.md`` and the CSV files; each replaces an earlier one as a whole."""
+    """``compare.md`` and the CSV files, of clips also ``foveation.json``; each replaces an earlier one as a whole."""
     texts = {
         "compare.md": markdown(c), "runs.csv": runs_csv(c), "groups.csv": groups_csv(c), "pairs.csv": pairs_csv(c),
         "curves.csv": curves_csv(c), "readouts.csv": readouts_csv(c), "left_out.csv": _csv(("folder", "reason"), c.left_out),
     }
+    if c.foveation is not None:
+        texts["foveation.json"] = json.dumps(c.foveation.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     for name, text in texts.items():
         atomic_write_text(folder / name, text)
     return [folder / name for name in texts]
@@ -28,11 +31,14 @@ def write_comparison_files(folder: Path, c: Comparison) -> list[Path]:
 
 def markdown(c: Comparison) -> str:
     """Verdicts, notes, metric table, differences in the deciding metric, read-outs, runs left out."""
+    unit = "images" if c.foveation is None else "clips"
     lines = [f"# Comparison: {_text(', '.join(g.short for g in ordered(c)))}", ""]
     if c.command:
         lines += [f"    {visible(c.command)}", ""]
-    lines += [f"{len(c.runs)} runs, {c.num_images:,} {_text(c.protocol.get('split', ''))} images, read-out {_text(c.readout)}.", ""]
+    lines += [f"{len(c.runs)} runs, {c.num_images:,} {_text(c.protocol.get('split', ''))} {unit}, read-out {_text(c.readout)}.", ""]
     lines += [f"**{_text(words.lead(c))}**", ""] if words.lead(c) else []
+    if c.foveation is not None:
+        lines += ["Does looking pay?", "", *(f"- {_text(v.words)}" for v in c.foveation.verdicts), "", "Recipes against each other:", ""]
     lines += [f"- {_text(words.verdict(c, pair))}" for pair in by_weight(c)]
     if c.notes:
         lines += ["", "Before you believe it:", "", *(f"- {_text(note)}" for note in c.notes)]
@@ -40,15 +46,15 @@ def markdown(c: Comparison) -> str:
     lines += _table(("group", "seeds", *map(words.title, c.metrics)), [
         (g.short, len(g.seeds), *(_estimate(c, g.short, m) for m in c.metrics)) for g in ordered(c)
     ])
-    lines += ["", f"Differences in {words.title(c.metric)}, first minus second; p corrected over the pairs (Holm).", ""]
-    lines += _table(("pair", "difference", "interval", "p", "p (Holm)", f"seen with {c.power * 100:g} %"), [
+    lines += ["", f"Differences in {words.title(c.metric)}, first minus second; p corrected over the pairs (Holm).", ""] if c.pairs else []
+    lines += [] if not c.pairs else _table(("pair", "difference", "interval", "p", "p (Holm)", f"seen with {c.power * 100:g} %"), [
         (f"{p.first} − {p.second}", words.amount(p.metric, p.value, signed=True, unit=False), words.span(p.metric, p.low, p.high) or "–",
          f"{p.p:.4f}", f"{p.p_holm:.4f}", words.amount(p.metric, p.detectable, unit=False))
         for p in by_weight(c)
     ])
     readouts = [(g.short, r, *(words.estimate(m, e) for m, e in row.items())) for g in ordered(c) for r, row in g.readouts.items()]
     first = next((row for g in c.groups for row in g.readouts.values()), None)
-    if readouts and first is not None:
+    if readouts and first:
         lines += ["", "Read-outs of the same decode.", "", *_table(("group", "read-out", *map(words.title, first)), readouts)]
     if c.left_out:
         lines += ["", "Left out:", "", *(f"- {_text(folder)}: {_text(reason)}" for folder, reason in c.left_out)]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from coordvlm.reports import compare_evidence as evidence
+from coordvlm.reports import compare_foveation as foveation
 from coordvlm.reports import compare_sections as sections
 from coordvlm.reports import page
 from coordvlm.reports.compare_data import Comparison
 
+#: What a comparison of clips has not: overlap, parser, read-outs of one decode, boxes to draw.
+_NOT_OF_CLIPS = ("pixels", "drops", "readouts", "pictures")
 _CONTENTS = (
-    ("verdict", "Verdict"), ("metrics", "Metrics"), ("differences", "Differences"), ("course", "Training"), ("pixels", "Pixel error"),
+    ("looking", "Looking"), ("verdict", "Verdict"), ("metrics", "Metrics"), ("differences", "Differences"), ("course", "Training"),
+    ("pixels", "Pixel error"),
     ("shares", "Loss shares"), ("drops", "Parser"), ("readouts", "Read-outs"), ("cost", "Cost"), ("pictures", "Pictures"),
     ("protocol", "Protocol"), ("runs", "Runs"),
 )
@@ -22,10 +27,16 @@ def write_comparison(path: Path, c: Comparison) -> Path:
     Raises:
         OutputError: the file cannot be written; an earlier page stays as it was.
     """
-    body = [
-        sections.headline(c), sections.verdicts(c), sections.metrics(c), sections.differences(c), sections.course(c),
-        evidence.pixel_errors(c), evidence.shares(c), evidence.drops(c), evidence.readouts(c), evidence.cost(c), evidence.pictures(c),
-        evidence.protocol(c), evidence.run_table(c),
-    ]
+    parts: dict[str, Callable[[Comparison], page.Markup]] = {
+        "looking": foveation.looks, "verdict": sections.verdicts, "metrics": sections.metrics, "differences": sections.differences,
+        "course": sections.course, "pixels": evidence.pixel_errors, "shares": evidence.shares, "drops": evidence.drops,
+        "readouts": evidence.readouts, "cost": evidence.cost, "pictures": evidence.pictures, "protocol": evidence.protocol,
+        "runs": evidence.run_table,
+    }
+    absent = ("looking",) if c.foveation is None else _NOT_OF_CLIPS
+    if not c.pairs:
+        absent = (*absent, "differences")
+    shown = [(anchor, title) for anchor, title in _CONTENTS if anchor not in absent]
     names = ", ".join(g.short for g in c.groups)
-    return page.write(path, page.document(f"{names} - coordvlm comparison", body, contents=_CONTENTS))
+    body = [sections.headline(c), *(parts[anchor](c) for anchor, _ in shown)]
+    return page.write(path, page.document(f"{names} - coordvlm comparison", body, contents=shown))

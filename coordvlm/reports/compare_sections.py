@@ -38,7 +38,8 @@ def headline(c: Comparison) -> Markup:
     seeds = sorted({len(g.seeds) for g in c.groups})
     facts = definitions([
         ("decided by", c.metric), ("groups", str(len(c.groups))), ("runs", str(len(c.runs))),
-        ("seeds per group", " – ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))), ("test images", f"{c.num_images:,}"),
+        ("seeds per group", " – ".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))),
+        ("test images" if c.foveation is None else "test clips", f"{c.num_images:,}"),
         ("split", c.protocol.get("split")), ("read-out", c.readout), ("compared with", c.baseline or "each other"),
         ("evaluation protocol", tag("code", c.protocol_hash) if c.protocol_hash else _no_protocol(c)),
     ])
@@ -47,7 +48,8 @@ def headline(c: Comparison) -> Markup:
 
 
 def _no_protocol(c: Comparison) -> str:
-    return "equal but for the read-out, which a recipe trains" if c.counting else "read again from stored predictions"
+    own = c.counting or c.foveation is not None
+    return "equal but for the read-out, which a recipe trains" if own else "read again from stored predictions"
 
 
 def verdicts(c: Comparison) -> Markup:
@@ -58,6 +60,7 @@ def verdicts(c: Comparison) -> Markup:
         items.append(tag("li", tag("span", word, class_=f"pill {kind} mark"), words.verdict(c, pair)))
     lead = tag("p", tag("b", found)) if (found := words.lead(c)) else None
     listed: Child = tag("ul", items[:20], class_="checks", style="grid-template-columns:1fr")
+    listed = listed if items else missing("One recipe: there is no other to compare it with.")
     more = fold(f"{len(items) - 20} more pairs", tag("ul", items[20:], class_="checks")) if len(items) > 20 else None
     known: Child = None
     if c.notes:
@@ -76,7 +79,7 @@ def metrics(c: Comparison) -> Markup:
     head = ["", "", *(join(g.short, tag("br"), f"{len(g.seeds)} seed{'s' if len(g.seeds) > 1 else ''}") for g in groups)]
     body = [[tag("b", m) if m == c.metric else m, _unit(m), *(_cell(g, m) for g in groups)] for m in c.metrics]
     every = [
-        (r.name, _unit(r.name), r.meaning, *(_cell(g, r.name) for g in groups))
+        (tag("s", r.name) if r.struck else r.name, _unit(r.name), r.meaning, *(_cell(g, r.name) for g in groups))
         for r in rows({m: Interval(0.0) for m in dict.fromkeys(k for g in groups for k in g.estimates)})
     ]
     spread = "mean ± standard deviation over seeds" if max(len(g.seeds) for g in groups) > 1 else "one seed each"
