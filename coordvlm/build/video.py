@@ -13,7 +13,7 @@ from coordvlm.contracts import Contract, ResizeRule
 from coordvlm.losses.slots import CLIP_ITEMS
 from coordvlm.losses.weighted_sum import WeightedSum
 from coordvlm.models.coord_rows import CoordRows
-from coordvlm.models.foveated.loading import LoadedFoveated
+from coordvlm.models.foveated.loading import LoadedFoveated, check_patch
 from coordvlm.models.foveated.model import FOVEATED_NEEDS, Foveated
 from coordvlm.models.foveated.queries import QueryPlan
 from coordvlm.models.foveated.vision import FoveatedVision
@@ -69,11 +69,7 @@ def build_clip_model(cfg: DictConfig) -> Model:
     if OmegaConf.select(cfg, "adapter") is not None and cfg.adapter:
         raise ConfigError("task=video trains without adapters: leave adapter=none")
     loaded: LoadedFoveated = instantiate(cfg.model.load)
-    if cfg.model.frame_size % loaded.patch:
-        raise ConfigError(
-            f"model.frame_size={cfg.model.frame_size} is no multiple of the patch size of {loaded.source}, {loaded.patch} px; the nearest "
-            f"are {cfg.model.frame_size // loaded.patch * loaded.patch} and {(cfg.model.frame_size // loaded.patch + 1) * loaded.patch}"
-        )
+    check_patch(int(cfg.model.frame_size), loaded.patch, loaded.source)
     grid, seq = build_coords(cfg), cfg.sequence
     markers, init = tuple(seq.markers), cfg.model.rows.init
     tokens: dict[str, Any] = {"num_bins": grid.num_bins, "coord_token": seq.coord_token, "markers": markers}
@@ -81,7 +77,10 @@ def build_clip_model(cfg: DictConfig) -> Model:
     table = loaded.language.get_input_embeddings().weight.detach().cpu()
     vocab = coord_vocab(loaded.tokenizer, **tokens, existing=existing, init=init, num_rows=len(table), image_token=None)
     head = None if loaded.tied else loaded.language.lm_head.weight.detach().cpu()
-    rows = CoordRows(vocab, table, head, init=init, scale=cfg.model.rows.scale, seed=cfg.seed)
+    digits = [loaded.tokenizer.convert_tokens_to_ids(str(d)) for d in range(10)]
+    rows = CoordRows(
+        vocab, table, head, init=init, scale=cfg.model.rows.scale, digit_ids=digits if None not in digits else None, seed=cfg.seed
+    )
     size = int(cfg.model.frame_size)
     resize = ResizeRule(mode="square", patch=loaded.patch, merge=1, size=(size, size))
     contract = Contract(

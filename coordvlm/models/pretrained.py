@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,12 @@ def load_pretrained(
     _require_transformers()
     if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         raise ConfigError("model.load.attention=flash_attention_2 needs the package flash-attn and a GPU; install it or use sdpa")
-    folder = Path(path).expanduser() if path is not None else from_hub(hub_id, revision, family=family)
+
+    def check(folder: Path) -> None:
+        model_folder.read_config(folder, family)
+        model_folder.check_weights(folder)
+
+    folder = Path(path).expanduser() if path is not None else from_hub(hub_id, revision, check=check)
     config = model_folder.read_config(folder, family)
     files = model_folder.check_weights(folder)
     images = model_folder.read_image_settings(folder, config)
@@ -85,15 +91,18 @@ def _require_transformers() -> None:
         raise ConfigError(f"transformers {transformers.__version__} is too old for these models; install transformers>={oldest},<6")
 
 
-def from_hub(hub_id: str, revision: str, *, family: str) -> Path:
+def from_hub(hub_id: str, revision: str, *, check: Callable[[Path], object], setting: str = "model.path") -> Path:
     """Folder of a repository in the local cache, fetched when it is not there.
 
     Asks once with a short time limit before fetching, because a download without network retries for minutes.
+
+    Args:
+        check: raises where a cached folder is incomplete (it is fetched again) or, a ``ContractError``, holds something else (refused).
+        setting: that would name a folder instead, for messages.
     """
     try:
         cached = Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES, local_files_only=True))
-        model_folder.read_config(cached, family)
-        model_folder.check_weights(cached)
+        check(cached)
     except ContractError:
         raise
     except Exception:  # not there, or cut short: fetched below
@@ -101,46 +110,56 @@ def from_hub(hub_id: str, revision: str, *, family: str) -> Path:
     else:
         return cached
     if constants.HF_HUB_OFFLINE:
-        raise _unavailable(hub_id, revision, "HF_HUB_OFFLINE is set and it is not in the local cache")
+        raise _unavailable(hub_id, revision, setting, "HF_HUB_OFFLINE is set and it is not in the local cache")
     try:
         HfApi().model_info(hub_id, revision=revision, timeout=TIMEOUT)
     except GatedRepoError as error:
-        raise _unavailable(hub_id, revision, "access is restricted: accept its licence on the hub, then hf auth login") from error
+        raise _unavailable(hub_id, revision, setting, "access is restricted: accept its licence on the hub, then hf auth login") from error
     except RevisionNotFoundError as error:
-        raise _unavailable(hub_id, revision, f"it has no revision {revision!r}") from error
+        raise _unavailable(hub_id, revision, setting, f"it has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise _unavailable(hub_id, revision, "there is no such repository, or it is private") from error
+        raise _unavailable(hub_id, revision, setting, "there is no such repository, or it is private") from error
     except Exception as error:  # the client library's own errors differ between versions
-        raise _unavailable(hub_id, revision, f"{constants.ENDPOINT} cannot be reached") from error
+        raise _unavailable(hub_id, revision, setting, f"{constants.ENDPOINT} cannot be reached") from error
     log.info("downloading %s@%s", hub_id, revision)
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=FILES))
     except Exception as error:
-        raise _unavailable(hub_id, revision, f"the download broke off ({type(error).__name__}: {error})") from error
+        raise _unavailable(hub_id, revision, setting, f"the download broke off ({type(error).__name__}: {error})") from error
 
 
-def _unavailable(hub_id: str, revision: str, why: str) -> ConfigError:
+def _unavailable(hub_id: str, revision: str, setting: str, why: str) -> ConfigError:
     local = hub_id.rpartition("/")[2]
     at = "" if revision == "main" else f" --revision {revision}"
     return ConfigError(
         f"{hub_id} is not available: {why}. Where there is network, run: hf download {hub_id}{at} --local-dir {local}; "
-        f"then copy the folder here and add model.path=/path/to/{local}"
+        f"then copy the folder here and add {setting}=/path/to/{local}"
     )
 
 
 def _read_weights(folder: Path, family: str, dtype: torch.dtype, attention: str, quantise: Quantisation | None) -> Any:
-    """The model with every parameter read from the folder; one that is absent would silently stay random."""
-    model_class = getattr(transformers, _CLASSES[family])
+    quantised = {} if quantise is None else quantise.arguments()
+    hf = read_weights(getattr(transformers, _CLASSES[family]), folder, dtype=dtype, attn_implementation=attention, **quantised)
+    check_tied(hf, folder)
+    return hf
+
+
+def read_weights(model_class: Any, folder: Path, **arguments: Any) -> Any:
+    """The model with every parameter read from the folder; one that is absent would silently stay random.
+
+    Args:
+        arguments: further ones of ``from_pretrained``.
+    Raises:
+        ConfigError: files that cannot be loaded. ContractError: weights that are missing or of another shape.
+    """
     try:
         hf, info = model_class.from_pretrained(
             folder,
-            dtype=dtype,
-            attn_implementation=attention,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
-            **({} if quantise is None else quantise.arguments()),
+            **arguments,
         )
     except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -152,7 +171,11 @@ def _read_weights(folder: Path, family: str, dtype: torch.dtype, attention: str,
             raise ContractError(f"the weights in {folder} {problem} {shown}; such parameters would have stayed random")
     if unexpected := sorted(info["unexpected_keys"]):
         log.warning("%s: %d tensors are not part of the model and were left out, first %s", folder, len(unexpected), unexpected[0])
+    return hf
+
+
+def check_tied(hf: Any, folder: Path) -> None:
+    """Refuse weights whose tables are shared where config.json says they are not, or the other way round."""
     shared = hf.lm_head.weight is hf.get_input_embeddings().weight
     if shared != bool(hf.config.tie_word_embeddings):
         raise ContractError(f"{folder}: config.json has tie_word_embeddings={hf.config.tie_word_embeddings}, but the weights say otherwise")
-    return hf

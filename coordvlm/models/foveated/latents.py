@@ -1,10 +1,10 @@
 """Drawing frames: a frozen encoder says what a frame looks like, and a head draws that from the language model's states.
 
-The state at z_t draws the latents of frame t itself, not of the next one. It has seen the question and the frames up to t, each through the
-one token that its query gave. Targets are made once per batch and are the same for all passes.
+The state at z_t draws the latents of frame t itself, not of the next one. It has seen the question and the frames up to t, each through
+the one token that its query gave. Targets are made once per batch and are the same for all passes.
 
-Shapes: F frames, clip by clip, S side of a frame in px, W width of the language model, C channels and h x w places of the latents, K channels
-of the head.
+Shapes: F frames, clip by clip, S side of a frame in px, W width of the language model, C channels and h x w places of the latents, K
+channels of the head.
 """
 
 from __future__ import annotations
@@ -115,19 +115,19 @@ class KLEncoder(nn.Module):
         return int(self.vae.config.latent_channels), frame_size // self.factor, frame_size // self.factor
 
     def forward(self, frames: Tensor) -> Tensor:
-        parts = [self.vae.encode(part.float() / 127.5 - 1).latent_dist.mode() for part in frames.split(self.batch)]
+        parts = [self.vae.encode(part.float() / 127.5 - 1).latent_dist.mode() for part in torch.split(frames, self.batch)]
         return (torch.cat(parts).float() - self.shift) * self.scale
 
 
 class LatentHead(AtLeastFloat32):
     """A learned grid, the same for all frames, drawn over by convolutions that the state modulates (FiLM, arXiv:1709.07871).
 
-    A block is: 3 x 3 convolution, norm of each channel over the grid, ``x * (1 + scale) + shift`` with both from the state, GELU, added to what
-    came in. The state goes through a layer norm first. Without autocast.
+    A block is: 3 x 3 convolution, norm of each channel over the grid, ``x * (1 + scale) + shift`` with both from the state, GELU, added to
+    what came in. The state goes through a layer norm first. Without autocast.
 
     Args:
-        width: W. shape: (C, h, w). channels: K, at least 1. blocks: at least 1. seed: of the initial weights; the global generator stays as it
-            was.
+        width: W. shape: (C, h, w). channels: K, at least 1. blocks: at least 1. seed: of the initial weights; the global generator stays
+            as it was.
     """
 
     def __init__(self, width: int, *, shape: tuple[int, int, int], channels: int, blocks: int, seed: int) -> None:
@@ -158,8 +158,8 @@ class LatentHead(AtLeastFloat32):
 class Latents(nn.Module):
     """The head, and the encoder that says what it should draw.
 
-    The encoder is no submodule: it moves with the model, but it is neither trained, nor cast, nor saved, and is made anew from the configuration
-    when a run is loaded.
+    The encoder is no submodule: it moves with the model, but it is neither trained, nor cast, nor saved, and is made anew from the
+    configuration when a run is loaded.
 
     Args:
         width: W. encoder: frozen. frame_size: S. channels, blocks, seed: of the head.

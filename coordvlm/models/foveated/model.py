@@ -194,7 +194,8 @@ class Foveated(nn.Module):
             raise ValueError(f"the foveated model cannot give {', '.join(sorted(unknown))}; it knows {', '.join(sorted(FOVEATED_NEEDS))}")
         watched = "frame_entropy" in needs
         cache = self.encode(batch.frames)
-        true = self.heads["latents"].targets(batch.frames.flatten(0, 1)) if "latent_true" in needs else None
+        drawn: Any = self.heads["latents"] if "latent_true" in needs else None
+        true = None if drawn is None else drawn.targets(batch.frames.flatten(0, 1))
         out: dict[str, list[ModelOutput]] = {}
         last = self.coarse(batch, cache, answer="coarse" in arms, attention=watched and "coarse" in arms)
         if "coarse" in arms:
