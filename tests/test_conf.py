@@ -17,6 +17,7 @@ from tests.compose import CONF, compose
 from tests.data.layouts import write_small
 from tests.data.phrase_layouts import write_small_phrases
 from tests.data.point_layouts import write_small_points
+from tests.data.video_layouts import write_small_video
 from tests.data_root import peer_data
 from tests.e2e import coco
 from tests.e2e.commands import FAST, call, refusal, train
@@ -73,6 +74,8 @@ def options_of(group: str, option: str, folder: Path) -> list[str]:
         return write_small(option, folder)
     if group == "data" and option.startswith(("ref", "phrase_")):
         return write_small_phrases(option, folder)
+    if (group, option) == ("data", "video"):
+        return write_small_video(folder)
     if group == "data" and option in ("points", "fsc147", "coco_points"):
         return write_small_points(option, folder)
     if group == "model" and not option.startswith("tiny"):
