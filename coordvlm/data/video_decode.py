@@ -80,7 +80,7 @@ class OpenClip:
     def _at(self, seconds: Sequence[float]) -> Iterator[Any]:
         """The frame shown at each time: the last one that begins no later."""
         decoded, here, ahead = self._decoded(), None, None
-        seeking, tick = True, self._base
+        seeking, tick = True, min(self._base, 0.25 / self.header.rate)  # a file may count time in frames
         for target in seconds:
             stood = None if here is None else self._time(here)
             if seeking and target - (stood or 0.0) > _SEEK_S and (ahead is None or self._time(ahead) <= target + tick):
