@@ -32,11 +32,25 @@ def test_input_is_measured_and_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert record["hardware"]
 
 
+def test_deep_queries_are_measured_beside_shallow_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says of the shipped model is another matter: here only that both train and are set in relation."""
+    small = ("data.batch_size=2", "foveated.steps=2", "foveated.warmup=0")
+    assert run(tmp_path, monkeypatch, "case=foveated", "data=grid_symbols", *small) == 0
+    found = json.loads((next((tmp_path / "bench").iterdir()) / "bench.json").read_text())
+    assert set(found["results"]) == {"deep", "shallow"}
+    for step in found["results"].values():
+        assert 0 < step["cpu_ms"]["low"] <= step["cpu_ms"]["median"] <= step["cpu_ms"]["high"]
+    assert found["deep_over_shallow"]["median"] > 0
+
+
 @pytest.mark.parametrize(("argv", "message"), [
-    (("case=inputs",), "case must be one of input, got 'inputs'; nearest: input"),
+    (("case=inputs",), "case must be one of input, foveated, got 'inputs'; nearest: input"),
     (("input.passes=0",), "input.passes must be an integer of at least 1, got 0"),
     (("input.size=[640]",), "input.size must be a width and a height"),
     (("input.pases=3",), "input.passes"),
+    (("case=foveated",), "case=foveated does not measure task=detect: add data=grid_symbols"),
+    (("data=grid_symbols",), "case=input does not measure task=video: add data=shapes"),
+    (("case=foveated", "data=grid_symbols", "foveated.steps=0"), "foveated.steps must be an integer of at least 1, got 0"),
 ])
 def test_what_cannot_be_measured_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], message: str
