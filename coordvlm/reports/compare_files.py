@@ -38,11 +38,12 @@ def markdown(c: Comparison) -> str:
     lines += [f"{len(c.runs)} runs, {c.num_images:,} {_text(c.protocol.get('split', ''))} {unit}, read-out {_text(c.readout)}.", ""]
     lines += [f"**{_text(words.lead(c))}**", ""] if words.lead(c) else []
     if c.foveation is not None:
-        lines += ["Does looking pay?", "", *(f"- {_text(v.words)}" for v in c.foveation.verdicts), "", "Recipes against each other:", ""]
+        lines += ["Does looking pay?", "", *(f"- {_text(v.words)}" for v in c.foveation.verdicts), ""]
+        lines += ["Recipes against each other:", ""] if c.pairs else []
     lines += [f"- {_text(words.verdict(c, pair))}" for pair in by_weight(c)]
     if c.notes:
         lines += ["", "Before you believe it:", "", *(f"- {_text(note)}" for note in c.notes)]
-    lines += ["", f"Mean ± standard deviation over seeds, {c.coverage * 100:g} % interval of the mean over seeds and images.", ""]
+    lines += ["", f"Mean ± standard deviation over seeds, {c.coverage * 100:g} % interval of the mean over seeds and {unit}.", ""]
     lines += _table(("group", "seeds", *map(words.title, c.metrics)), [
         (g.short, len(g.seeds), *(_estimate(c, g.short, m) for m in c.metrics)) for g in ordered(c)
     ])

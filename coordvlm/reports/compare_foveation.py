@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from coordvlm.reports import compare_words as words
@@ -85,6 +86,6 @@ def _weights(row: ArmsRow) -> str:
 def _compared_cell(name: str, found: Estimate | None) -> Child:
     if found is None:
         return "–"
-    ends = words.span(name, found.low, found.high)
+    ends = f"[{number(name, found.low)}, {number(name, found.high)}]" if math.isfinite(found.low) and math.isfinite(found.high) else ""
     cell = join(number(name, found.value), tag("br"), tag("span", ends, class_="note")) if ends else number(name, found.value)
     return tag("s", cell) if is_struck(name) else cell

@@ -70,7 +70,7 @@ def verdicts(c: Comparison) -> Markup:
         f"and another seed. “Differs” means p < {c.level:.2g} after Holm's correction over the {len(c.group_pairs())} pairs of a metric. "
         "Where no difference is shown there may still be one, smaller than the one that would have been seen."
     )
-    return join(section("verdict", "Verdict", lead, listed, more, note=note), known)
+    return join(section("verdict", "Verdict", lead, listed, more, note=note if items else None), known)
 
 
 def metrics(c: Comparison) -> Markup:
@@ -82,11 +82,12 @@ def metrics(c: Comparison) -> Markup:
         (tag("s", r.name) if r.struck else r.name, _unit(r.name), r.meaning, *(_cell(g, r.name) for g in groups))
         for r in rows({m: Interval(0.0) for m in dict.fromkeys(k for g in groups for k in g.estimates)})
     ]
+    unit = "images" if c.foveation is None else "clips"
     spread = "mean ± standard deviation over seeds" if max(len(g.seeds) for g in groups) > 1 else "one seed each"
     return section(
         "metrics", "Metrics", table(head, body, text_columns=(0, 1)),
         fold("Every metric", table(("metric", "", "meaning", *(g.short for g in groups)), every, text_columns=(0, 1, 2))),
-        note=f"{spread.capitalize()}; below it the {c.coverage * 100:g} % interval over seeds and images. {c.metric} decides.",
+        note=f"{spread.capitalize()}; below it the {c.coverage * 100:g} % interval over seeds and {unit}. {c.metric} decides.",
     )
 
 
