@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from coordvlm.build.predictor import Predictor
+from coordvlm.utils.errors import ConfigError
 from tests.compose import compose
 
 
@@ -29,3 +30,10 @@ def test_a_model_without_adapter_is_cast_whole_and_without_a_warning(tmp_path: P
     predictor = Predictor(compose(tmp_path, "data=phrases"), checkpoint=None, budget=8, device="cpu", precision="bf16-true")
     assert {p.dtype for p in predictor.model.backbone.hf.parameters()} == {torch.bfloat16}
     assert "bf16-true trains" not in caplog.text
+
+
+@pytest.mark.parametrize("loop", ["true", "false"])
+def test_a_run_that_never_learnt_when_all_is_marked_cannot_count(tmp_path: Path, loop: str) -> None:
+    cfg = compose(tmp_path, "data=dots", "sequence.mode=regression", f"decode.loop={loop}")
+    with pytest.raises(ConfigError, match=r"sequence\.mode=regression: it never learnt whether all is marked.*sequence\.mode=mixed"):
+        Predictor(cfg, checkpoint=tmp_path, budget=None, device="cpu", precision="32-true")

@@ -50,6 +50,11 @@ def require_counting(losses: WeightedSum, *, task: str) -> None:
     losses.require_items(QUESTION_ITEMS if task == "count" else ANSWER_ITEMS, who=f"task={task}")
 
 
+def teaches_done(cfg: DictConfig) -> bool:
+    """Whether questions teach when all is marked."""
+    return str(cfg.sequence.mode) != "regression"
+
+
 def require_questions(cfg: DictConfig, losses: WeightedSum) -> None:
     """Refuse tasks in turns of which one is asked nothing.
 
@@ -57,7 +62,7 @@ def require_questions(cfg: DictConfig, losses: WeightedSum) -> None:
         ConfigError: ``sequence.mode=regression`` and a task of the schedule that learns nothing but whether all is marked.
     """
     tasks: Any = OmegaConf.select(cfg, "schedule.tasks")  # schedule=single, and runs from before there were schedules, have none
-    if not tasks or cfg.sequence.mode != "regression":
+    if not tasks or teaches_done(cfg):
         return
     done = {name for name, term in losses.terms.items() if term.items == "done"}
     for task, node in tasks.items():
@@ -78,7 +83,7 @@ def count_settings(cfg: DictConfig, losses: WeightedSum) -> dict[str, Any]:
     if cfg.sequence.target == "nearest" and not cfg.metrics.any_unmarked:
         raise ConfigError("sequence.target=nearest knows no next object to measure to: set metrics.any_unmarked=true")
     settings = {str(key): value for key, value in OmegaConf.to_container(cfg.decode).items()}  # type: ignore[union-attr]
-    if cfg.sequence.mode == "regression" and settings["loop"]:
+    if not teaches_done(cfg) and settings["loop"]:
         raise ConfigError("sequence.mode=regression never asks whether all is marked, so no loop can end: set decode.loop=false")
     given = point_readouts(losses.needs)
     if settings["readout"] == "auto":

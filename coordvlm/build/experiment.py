@@ -13,7 +13,15 @@ from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from coordvlm.build.counting import FindSample, build_counter, count_settings, point_readouts, require_counting, require_questions
+from coordvlm.build.counting import (
+    FindSample,
+    build_counter,
+    count_settings,
+    point_readouts,
+    require_counting,
+    require_questions,
+    teaches_done,
+)
 from coordvlm.build.decoding import build_answerer, decode_settings
 from coordvlm.build.model import Model, build_coords, build_model, task_of
 from coordvlm.build.video import build_clip_model, build_looker, clip_module, clip_readouts, clip_settings, require_clips
@@ -32,7 +40,7 @@ from coordvlm.losses.weighted_sum import WeightedSum
 from coordvlm.metrics.detection import DetectionMetric
 from coordvlm.metrics.protocol import protocol_hash
 from coordvlm.models.heads import HEAD_OUTPUTS
-from coordvlm.modules.answerer import HEAD, Answerer
+from coordvlm.modules.answerer import HEAD
 from coordvlm.modules.coord_lm import CoordLM
 from coordvlm.modules.counter import Counter
 from coordvlm.modules.diagnostics import Diagnostics
@@ -44,8 +52,8 @@ from coordvlm.utils.errors import ConfigError
 
 #: Training answers that the token budget of decoding is measured on.
 _BUDGET_SAMPLES = 512
-#: Settings of decoding that decide nothing but time and memory.
-_OF_SPEED = ("max_batch",)
+#: Settings of decoding that decide nothing but time, memory and what is looked into besides.
+_OF_SPEED = ("max_batch", "diagnosed", "pictures")
 _BUDGET_RULE = "1.5 x the longest training answer + 8"
 
 
@@ -221,6 +229,8 @@ def first_batches(ids: NDArray[np.int64], limit: float | None, batch_size: int) 
 
 
 def _metric(cfg: DictConfig, **changes: Any) -> DetectionMetric:
+    if task_of(cfg) == "count":
+        changes["done_taught"] = teaches_done(cfg)
     return instantiate(cfg.metrics, **changes)  # type: ignore[no-any-return]
 
 

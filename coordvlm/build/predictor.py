@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from coordvlm.analysis.decode_batch import decode_batch_size, is_out_of_memory
-from coordvlm.build.counting import build_counter, count_settings
+from coordvlm.build.counting import build_counter, count_settings, teaches_done
 from coordvlm.build.decoding import build_answerer, decode_settings
 from coordvlm.build.model import Model, build_model, task_of
 from coordvlm.build.requests import Countable, CountRequestEncoder, RequestEncoder
@@ -40,6 +40,10 @@ _ASKED = {
     "detect": "it names every object (task=detect, without a phrase)",
     "count": "it counts what phrase= or phrases= names",
 }
+NEVER_DONE = (
+    "this run was trained with sequence.mode=regression: it never learnt whether all is marked, so it points at the next object where the "
+    "marks are known (coordvlm.eval) and cannot count; train with sequence.mode=mixed to count"
+)
 #: Bytes of opened images that are counted at once: each is drawn on at every step, so it stays in memory at its own size.
 _FRAME_BYTES = 2**30
 _Item = TypeVar("_Item")
@@ -69,6 +73,8 @@ class Predictor:
         self.task = task_of(cfg)
         if self.task == "count" and checkpoint is None:
             raise ConfigError(UNTRAINED)
+        if self.task == "count" and not teaches_done(cfg):
+            raise ConfigError(NEVER_DONE)
         self.settings: dict[str, Any] = count_settings(cfg, instantiate(cfg.loss)) if self.task == "count" else decode_settings(cfg)
         self.readout = str(self.settings["readout"])
         seed_everything(choose_seed(cfg.seed))

@@ -31,6 +31,7 @@ K_BUCKETS = {"0": (0, 1), "1_4": (1, 5), "5_9": (5, 10), "10_19": (10, 20), "20_
 #: Relative errors of a count: name -> share of the true number, included.
 COUNT_SHARES = {"count_within_5pct": 0.05, "count_within_10pct": 0.10, "count_within_20pct": 0.20}
 _ROOTS = ("count_rmse", "count_sre")
+_ABOUT_DONE = ("done_said_done", "done_said_more", "more_said_done", "more_said_more")
 _QUANTILES = {"median": 0.5, "p90": 0.9, "p95": 0.95}
 
 
@@ -42,18 +43,20 @@ class CountingMetric(CollectingMetric):
         seed: of the weights. Runs on the same samples and seed have paired replicates.
         tolerance_px: up to here an answer is on an object (``on_unmarked``, ``loc_*``), in px on a side of 384.
         any_unmarked: an answer is measured to the unmarked object nearest to it; else to the next one in order.
+        done_taught: the model has learnt whether all is marked. If not, what it says of that is no answer: no ``done_*`` is reported.
         truth: a ``PointTruth``, or later by ``set_truth``.
     """
 
     unit = "sample"
 
     def __init__(
-        self, *, num_replicates: int, seed: int, tolerance_px: float, any_unmarked: bool, truth: GroundTruth | None = None
+        self, *, num_replicates: int, seed: int, tolerance_px: float, any_unmarked: bool, done_taught: bool = True,
+        truth: GroundTruth | None = None,
     ) -> None:
         super().__init__(num_replicates=num_replicates, seed=seed)
         if not 0 < tolerance_px < float("inf"):
             raise ValueError(f"tolerance_px must be above 0, got {tolerance_px!r}")
-        self.tolerance_px, self.any_unmarked = float(tolerance_px), any_unmarked
+        self.tolerance_px, self.any_unmarked, self.done_taught = float(tolerance_px), any_unmarked, done_taught
         if truth is not None:
             self.set_truth(truth)
 
@@ -71,12 +74,16 @@ class CountingMetric(CollectingMetric):
         sums |= {"seconds_per_image": answer_sums(truth, predictions)["seconds_per_image"]}
         if counts.ran.any():
             sums |= loop_sums(counts)
+        if not self.done_taught:
+            sums = {name: pair for name, pair in sums.items() if not name.startswith("done_")}
         values = _under(np.ones((len(missing), 1)), sums, steps)
         weights = source_weights(truth.source_image, self.num_replicates, self.seed)
         replicates = _under(weights, sums, steps) if weights.shape[1] else {}
         scalars = {name: float(row[0]) for name, row in values.items()}
         numbers = _counts(truth, predictions, steps, counts, missing) | _tiers(scalars)
         numbers |= {"sampler_duplicates": sampler_duplicates, "measured_to_any_unmarked": int(self.any_unmarked)}
+        if not self.done_taught:
+            numbers = {name: n for name, n in numbers.items() if name not in _ABOUT_DONE} | {"done_not_taught": 1}
         at = steps.has_target
         return Evaluation(
             metrics=intervals(scalars, replicates), counts=numbers, replicates=replicates, px_error=steps.error[at],

@@ -104,6 +104,7 @@ class CountingTables:
     Args:
         histogram: by size of the error. errors: by group and bucket, those that hold a step. done, counts: likewise.
         count_true, count_found: of every sample that was counted, by ascending id; ``count_ids`` are the ids.
+            ``done`` is empty where nothing of it was learnt.
         checks: what the run was to reach, each passed, failed or not measured.
     """
 
@@ -135,8 +136,9 @@ def counting_tables(
     steps = steps_of(truth, answers, any_unmarked=bool(evaluation.counts.get("measured_to_any_unmarked", 0)))
     counts = counts_of(truth, answers, tolerance_px=WITHIN)
     ran = np.flatnonzero(counts.ran)
+    done = () if evaluation.counts.get("done_not_taught") else tuple(done_table(steps))
     return CountingTables(
-        histogram=tuple(error_histogram(steps)), errors=tuple(error_table(truth, steps)), done=tuple(done_table(steps)),
+        histogram=tuple(error_histogram(steps)), errors=tuple(error_table(truth, steps)), done=done,
         counts=tuple(count_table(counts)), count_ids=tuple(truth.image_ids[ran].tolist()), count_true=tuple(counts.num[ran].tolist()),
         count_found=tuple(counts.counted[ran].tolist()), checks=tuple(checklist(evaluation, curves, gradients)),
     )

@@ -43,7 +43,8 @@ def pixel_errors(c: Comparison) -> Markup:
     if not pooled:
         what = "No single step with a target" if c.counting else "No matched boxes"
         return section("pixels", title, missing(f"{what} in any run, so there is no error to show."))
-    limit = float(min(max(max(np.percentile(e, 97) for e in pooled), 6.0), 60.0))
+    middle = min(float(np.median(e)) for e in pooled)  # half of one group's errors are always seen
+    limit = float(min(max(max(np.percentile(e, 97) for e in pooled), 6.0), max(60.0, 2 * middle)))
     patches = [g.floor.half_patch * 1.05 for g in c.groups if g.floor is not None and g.floor.half_patch < 2 * limit]
     limit = max(limit, *patches, 0.0)  # half a patch is worth a wider axis, but not one that hides the errors
     legend = figures.legend([g.short for g in c.groups])

@@ -46,7 +46,7 @@ def pixel_errors(run: RunSummary) -> Markup:
         return section("pixels", title, missing("No single step with something left to point at, so there is no error to show."))
     at = steps.has_target
     error, xy = steps.error384[at], steps.error384_xy[at]
-    limit = float(min(max(np.percentile(error, 99), 12.0), 60.0))
+    limit = float(min(max(np.percentile(error, 99), 12.0), max(60.0, 2 * np.median(error))))  # half of the errors are always seen
     beyond = int((error > limit).sum())
     hidden = f" {beyond:,} of {len(error):,} answers lie beyond {limit:.0f} px." if beyond else ""
     bars = plots.histogram(
@@ -126,7 +126,9 @@ def done(run: RunSummary) -> Markup:
     title = "Is it done?"
     rows = run.counting.done if run.counting is not None else ()
     if not rows:
-        return section("done", title, missing("No single step was asked."))
+        taught = run.evaluation is None or not run.evaluation.counts.get("done_not_taught")
+        why = "No single step was asked." if taught else "The run never learnt whether all is marked (sequence.mode=regression)."
+        return section("done", title, missing(why))
     head = ("", "steps", "said done", "said more", "right", "mean p_done")
     cells = [_done_row(r) for r in rows]
     steps = _steps(run)

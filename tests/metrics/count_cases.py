@@ -67,9 +67,11 @@ def random_counting(seed: int, *, num: int = 40, images: int = 9, most: int = 25
 
 
 def evaluate(gt: PointTruth, answers: Sequence[Prediction], *, num_replicates: int = 0, seed: int = 0, any_unmarked: bool = False,
-             tolerance_px: float = 5.0) -> Evaluation:
+             tolerance_px: float = 5.0, done_taught: bool = True) -> Evaluation:
     """What the metric says of these answers."""
-    metric = CountingMetric(num_replicates=num_replicates, seed=seed, tolerance_px=tolerance_px, any_unmarked=any_unmarked, truth=gt)
+    metric = CountingMetric(
+        num_replicates=num_replicates, seed=seed, tolerance_px=tolerance_px, any_unmarked=any_unmarked, done_taught=done_taught, truth=gt
+    )
     metric.update(answers)
     return metric.compute()
 

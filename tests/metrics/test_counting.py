@@ -134,6 +134,18 @@ def test_a_kind_that_was_not_asked_is_undefined():
     assert v["done_acc_last"] == 1.0
 
 
+def test_nothing_is_said_of_done_where_it_was_never_taught():
+    gt, answers = points([A, B]), [reply(1, step([A, B], 0, A, done=0.9), step([A, B], 2, done=0.2))]
+    taught, not_taught = (evaluate(gt, answers, num_replicates=20, done_taught=taught) for taught in (True, False))
+    about = {name for name in taught.metrics if "done" in name}
+    assert about == {"done_acc", "done_acc_end", "done_acc_last", "done_acc_early"}
+    assert {name: m.value for name, m in not_taught.metrics.items()} == pytest.approx(
+        {name: m.value for name, m in taught.metrics.items() if name not in about}, nan_ok=True
+    )
+    assert [name for name in not_taught.counts if "done" in name] == ["done_not_taught"]
+    assert not [name for name in not_taught.replicates if "done" in name]
+
+
 # ------------------------------------------------------------------------ loop
 def test_counts_by_hand():
     """True 4, 10, 0, 20; counted 5, 8, 1, 20 (the marks that repeat are not counted)."""

@@ -34,8 +34,8 @@ CURVES = {"train_total_loss": (list(range(1, 40)), [1.0] * 39), "val_total_loss"
 CONTRACT = replace(make_contract(), format="count", order="rows", markers=("<x>", "<y>", "<done>"))
 
 
-def evaluate(truth: PointTruth, predictions: list[Prediction], *, any_unmarked: bool = False) -> Evaluation:
-    metric = CountingMetric(num_replicates=20, seed=0, tolerance_px=5.0, any_unmarked=any_unmarked, truth=truth)
+def evaluate(truth: PointTruth, predictions: list[Prediction], *, any_unmarked: bool = False, done_taught: bool = True) -> Evaluation:
+    metric = CountingMetric(num_replicates=20, seed=0, tolerance_px=5.0, any_unmarked=any_unmarked, done_taught=done_taught, truth=truth)
     metric.update(predictions)
     return metric.compute()
 
@@ -121,6 +121,27 @@ def test_what_was_measured_to_any_unmarked_object_says_so(run: RunSummary) -> No
     assert isinstance(truth, PointTruth)
     shown = replace(run, evaluation=evaluate(truth, predictions, any_unmarked=True), counting=None)
     assert "to the unmarked object nearest to the answer" in plain(counting.pixel_errors(shown))
+
+
+def test_half_of_the_errors_are_always_seen(run: RunSummary) -> None:
+    """The histogram of a run whose errors are all large is not empty."""
+    truth = run.truth
+    assert isinstance(truth, PointTruth)
+    far = [replace(p, asked=tuple(replace(a, point_px=(4.0, 4.0)) for a in p.asked)) for p in run.predictions]
+    for predictions, seen in ((list(run.predictions), 0.95), (far, 0.5)):
+        shown = summary(truth, predictions)
+        note = re.search(r"([\d,]+) of ([\d,]+) answers lie beyond (\d+) px", plain(counting.pixel_errors(shown)))
+        assert note is None or 1 - int(note[1].replace(",", "")) / int(note[2].replace(",", "")) >= seen
+
+
+def test_a_run_that_never_learnt_the_end_says_nothing_of_it(run: RunSummary) -> None:
+    truth, predictions = run.truth, list(run.predictions)
+    assert isinstance(truth, PointTruth)
+    found = evaluate(truth, predictions, done_taught=False)
+    tables = counting_tables(truth, predictions, found, curves=CURVES, gradients=None)
+    assert tables.done == ()
+    shown = replace(run, evaluation=found, counting=tables)
+    assert "never learnt whether all is marked (sequence.mode=regression)" in plain(counting.done(shown))
 
 
 def test_without_images_the_reason_is_given(run: RunSummary) -> None:
