@@ -75,6 +75,8 @@ class MovingBall:
         radius: (least, most) px; all balls of a clip have the same. min_gap: free px between any two, in every frame.
         step: px a ball moves from one frame to the next, at most: the direction is uniform, and so is the place on the disc.
         named: whether colours differ and the text names one; else all balls look the same and a ring marks one in frame 0.
+        question: with ``{which}``, which stands for the colour, or for "marked". The fewer other words, the sooner a model with random
+            weights reads the one that matters.
         num_train, num_val, num_test: clips per split.
         seed: of the training clips. eval_seed: of val and test.
     Raises:
@@ -84,20 +86,24 @@ class MovingBall:
     generated = True
 
     def __init__(
-        self, *, frame_size: int, num_frames: int, balls: Sequence[int], train_balls: Sequence[int], radius: Sequence[float], min_gap: float,
-        step: float, named: bool, num_train: int, num_val: int, num_test: int, seed: int, eval_seed: int,
+        self, *, frame_size: int, num_frames: int, balls: Sequence[int], train_balls: Sequence[int], radius: Sequence[float],
+        min_gap: float, step: float, named: bool, question: str, num_train: int, num_val: int, num_test: int, seed: int, eval_seed: int,
     ) -> None:
         self.size, self.num_frames, self.named = int(frame_size), int(num_frames), named
         self.gap, self.step = float(min_gap), float(step)
         if not isinstance(named, bool):
             raise ConfigError(f"data.source.named must be true or false, got {named!r}")
+        if question.count("{which}") != 1 or "{" in question.replace("{which}", ""):
+            raise ConfigError(f"data.source.question must contain {{which}} once and no other field, got {question!r}")
+        self.template = question
         self.balls, self.train_balls = _numbers("balls", balls), _numbers("train_balls", train_balls)
         if len(radius) != 2 or not 1 <= radius[0] <= radius[1] < math.inf:
             raise ConfigError(f"data.source.radius must be [least, most] px, at least 1, got {list(radius)}")
         self.radius = (float(radius[0]), float(radius[1]))
         if self.num_frames < (1 if named else 2):
             raise ConfigError(
-                f"data.source.num_frames={num_frames}: a clip has at least 1 frame, and 2 where the ball is marked in the first (named=false)"
+                f"data.source.num_frames={num_frames}: a clip has at least 1 frame, and 2 where the ball is marked in the first "
+                "(named=false)"
             )
         if not (1 <= self.gap < math.inf and 0 <= self.step < math.inf):
             raise ConfigError(f"data.source: min_gap must be at least 1 px and step not negative, got {min_gap!r} and {step!r}")
@@ -132,8 +138,8 @@ class MovingBall:
     def digests(self) -> dict[str, str]:
         return {
             name: hashlib.sha256(repr((
-                GENERATOR_VERSION, self.size, self.num_frames, self._balls_of(name), self.radius, self.gap, self.step, self.named, length,
-                self._seeds[name], name,
+                GENERATOR_VERSION, self.size, self.num_frames, self._balls_of(name), self.radius, self.gap, self.step, self.named,
+                self.template, length, self._seeds[name], name,
             )).encode()).hexdigest()[:12]
             for name, length in self._lengths.items()
         }  # fmt: skip
@@ -167,8 +173,7 @@ class MovingBall:
         return Balls(look, centre, radius, _RGB[look] + jitter, float(rng.uniform(*_GROUND))), rng
 
     def question(self, balls: Balls) -> str:
-        which = tuple(PALETTE)[int(balls.look[0])] if self.named else "marked"
-        return f"Where does the {which} ball end?"
+        return self.template.format(which=tuple(PALETTE)[int(balls.look[0])] if self.named else "marked")
 
     def render(self, balls: Balls, rng: np.random.Generator) -> NDArray[np.uint8]:
         """uint8[T, S, S, 3]: balls on flat grey, noise of up to 15 grey levels over everything."""
@@ -236,7 +241,11 @@ def walk(
 def _paint(
     canvas: NDArray[np.float32], centre: NDArray[np.float64], radius: float, rgb: NDArray[np.float32], hole: float | None = None
 ) -> None:
-    """Discs onto float32[T, h, w, 3] in place; no disc reaches the edge. centre: float64[T, n, 2]. rgb: float32[n, 3]. hole: radius left out."""
+    """Discs onto float32[T, h, w, 3] in place; none reaches the edge.
+
+    Args:
+        centre: float64[T, n, 2]. rgb: float32[n, 3]. hole: radius that is left out.
+    """
     side = 2 * math.ceil(radius) + 3
     corner = np.floor(centre).astype(np.int64) - side // 2
     offset = corner[..., None] + 0.5 + np.arange(side) - centre[..., None]  # [T, n, 2, side], from the centre to the pixels' centres

@@ -17,7 +17,8 @@ WEIGHTS: dict[str, dict[str, float]] = {
     "clip_points_ce": {"text_ce": 1, "coord_ce": 1},
     "clip_point_heads": {"point_l1": 1},
 }
-READOUTS = {"clip_points": ("local", "expectation", "argmax"), "clip_points_ce": ("local", "expectation", "argmax"), "clip_point_heads": ("heads",)}
+TOKENS = ("local", "expectation", "argmax")
+READOUTS = {"clip_points": TOKENS, "clip_points_ce": TOKENS, "clip_point_heads": ("heads",)}
 POINTS = ((10.0, 30.0), (21.0, 21.0), (40.0, 3.0))
 
 
