@@ -89,7 +89,8 @@ class GridSymbols:
         filled: (least, most) cells of a training frame that hold a symbol, uniform; the cell that is asked for always does. Frames of val and
             test are full. Clips with a few symbols are answered without looking at any place, and teach what the symbols are; from full ones
             alone a model sees no difference for a long time, as one cell of 25 is a 25th of what an undecided query reads.
-        kinds: out of ``KINDS``; clips take them in turn.
+        kinds: out of ``KINDS``, of training clips, which take them in turn. eval_kinds: of val and test. What a model has learned of places
+            from words it can use for a cue, which alone says too little at first to learn from.
         noise: grey levels that a pixel is off by, at most; uniform.
         num_train, num_val, num_test: clips per split.
         seed: of the training clips. eval_seed: of val and test.
@@ -100,18 +101,15 @@ class GridSymbols:
     generated = True
 
     def __init__(
-        self, *, grid: int, cell: int, num_frames: int, filled: Sequence[int], kinds: Sequence[str], noise: float, num_train: int, num_val: int, num_test: int,
+        self, *, grid: int, cell: int, num_frames: int, filled: Sequence[int], kinds: Sequence[str], eval_kinds: Sequence[str], noise: float, num_train: int, num_val: int, num_test: int,
         seed: int, eval_seed: int,
     ) -> None:
         self.grid, self.cell, self.num_frames, self.noise = int(grid), int(cell), int(num_frames), float(noise)
-        self.kinds = tuple(kinds)
-        if unknown := [k for k in self.kinds if k not in KINDS]:
-            raise ConfigError(f"data.source.kinds knows {', '.join(KINDS)}, got {unknown[0]!r}")
-        if not self.kinds or len(set(self.kinds)) != len(self.kinds):
-            raise ConfigError(f"data.source.kinds must name each kind once, and at least one, got {list(kinds)}")
+        self._kinds = {"train": _kinds("kinds", kinds), "val": _kinds("eval_kinds", eval_kinds)}
+        self._kinds["test"] = self._kinds["val"]
         if not 2 <= self.grid <= _LARGEST_GRID or self.cell < 8:
             raise ConfigError(f"data.source needs 2 to {_LARGEST_GRID} cells a side of at least 8 px, got grid={grid} and cell={cell}")
-        if self.num_frames < (2 if "cue" in self.kinds else 1):
+        if self.num_frames < (2 if any("cue" in k for k in self._kinds.values()) else 1):
             raise ConfigError(f"data.source.num_frames={num_frames}: a cue is seen in the frame before the last, so it needs at least 2")
         least, most = (int(x) for x in filled) if len(filled) == 2 else (0, 0)
         if not 1 <= least <= most <= self.grid**2:
@@ -146,7 +144,7 @@ class GridSymbols:
     def digests(self) -> dict[str, str]:
         return {
             name: hashlib.sha256(repr((
-                GENERATOR_VERSION, self.grid, self.cell, self.num_frames, self.kinds, self.noise, self.filled_of(name), length, self._seeds[name], name,
+                GENERATOR_VERSION, self.grid, self.cell, self.num_frames, self._kinds[name], self.noise, self.filled_of(name), length, self._seeds[name], name,
             )).encode()).hexdigest()[:12]
             for name, length in self._lengths.items()
         }  # fmt: skip
@@ -171,7 +169,7 @@ class GridSymbols:
     def grids(self, split: str, index: int) -> tuple[Grids, np.random.Generator]:
         """What is in a clip, and the generator that draws light and noise."""
         rng = keyed_generator(self._seeds[split], "grid_symbols", split, index)
-        kind = self.kinds[index % len(self.kinds)]
+        kind = self._kinds[split][index % len(self._kinds[split])]
         symbols = rng.integers(len(SYMBOLS), size=(self.num_frames, self.grid, self.grid))
         row, column = (int(x) for x in rng.integers(self.grid, size=2))
         low, high = self.filled_of(split)
@@ -226,6 +224,15 @@ class GridSymbols:
     def _check(self, name: str) -> None:
         if name not in SPLITS:
             raise ConfigError(f"no split {name!r}; there are {', '.join(SPLITS)}")
+
+
+def _kinds(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    kinds = tuple(given)
+    if unknown := [k for k in kinds if k not in KINDS]:
+        raise ConfigError(f"data.source.{name} knows {', '.join(KINDS)}, got {unknown[0]!r}")
+    if not kinds or len(set(kinds)) != len(kinds):
+        raise ConfigError(f"data.source.{name} must name each kind once, and at least one, got {list(given)}")
+    return kinds
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ CELL = 14
 
 
 def source(**settings: Any) -> GridSymbols:
+    settings.setdefault("eval_kinds", settings.get("kinds", ["qa", "cue", "global"]))
     return GridSymbols(**{
         "grid": 4, "cell": CELL, "num_frames": 2, "filled": [1, 16], "kinds": ["qa", "cue", "global"], "noise": 6.0, "num_train": 60,
         "num_val": 12, "num_test": 60, "seed": 0, "eval_seed": 5, **settings,
@@ -56,6 +57,20 @@ def test_the_answer_stands_in_the_cell_asked_for_in_the_last_frame(split: str, k
         else:
             assert [marked(clip, f) for f in range(2)] == [[(row, column)], []]
             assert cell_name(row, column) not in (clip.phrase or "")
+
+
+def test_nothing_says_which_cell_global_asks_for() -> None:
+    made = source(kinds=["global"], num_test=60).split("test")
+    clips = [made.sample(i, 0) for i in range(60)]
+    assert {c.phrase for c in clips} == {"any"}
+    assert all(np.isnan(c.evidence).all() and marked(c, 0) == [] for c in clips)
+    own = [c.answer in {seen(c, -1, r, k) for r in range(4) for k in range(4)} for c in clips]
+    assert all(own) and len({c.answer for c in clips}) == len(SYMBOLS)
+
+
+def test_kinds_of_val_and_test_may_differ_from_those_of_training() -> None:
+    made = source(kinds=["cue", "qa"], eval_kinds=["cue"])
+    assert set(made.truth("train").kinds) == {"cue", "qa"} and set(made.truth("val").kinds) == set(made.truth("test").kinds) == {"cue"}
 
 
 def test_frames_before_the_last_do_not_tell_the_answer() -> None:
@@ -103,6 +118,7 @@ def test_frames_to_be_scored_are_full() -> None:
     ({"kinds": ["qa", "where"]}, "data.source.kinds knows qa, cue, global, got 'where'"),
     ({"kinds": []}, "data.source.kinds must name each kind once, and at least one"),
     ({"kinds": ["qa", "qa"]}, "data.source.kinds must name each kind once"),
+    ({"eval_kinds": ["where"]}, "data.source.eval_kinds knows qa, cue, global, got 'where'"),
     ({"num_frames": 1}, "a cue is seen in the frame before the last, so it needs at least 2"),
     ({"kinds": ["qa"], "num_frames": 0}, "data.source.num_frames=0"),
     ({"grid": 1}, "data.source needs 2 to 26 cells a side of at least 8 px"),
