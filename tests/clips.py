@@ -72,15 +72,15 @@ def loaded(seed: int = 0, **sizes: Any) -> LoadedFoveated:
     return load_foveated_tiny(**{
         "frame_size": SIZE, "patch_size": PATCH, "vision_width": 48, "vision_depth": 2, "vision_heads": 4, "vision_mlp_ratio": 2,
         "position_amplitude": 0.5, "tokenizer_size": 600, "padded_rows": 40, "extra_words": [], "hidden_size": WIDTH,
-        "intermediate_size": 64, "num_layers": 2, "num_heads": 4, "max_length": 256, "initial_std": 0.09, "embedding_rms": 0.14, "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3, "seed": seed, **sizes,
+        "intermediate_size": 64, "num_layers": 2, "num_heads": 4, "max_length": 256, "initial_std": 0.09, "embedding_rms": 0.14,
+        "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "seed": seed, **sizes,
     })  # fmt: skip
 
 
 def tiny_clips(
     *, depth: str = "deep", temperature: float = 0.25, top_k: int | None = None, queries: str = "llm", first: str = "question",
-    iterations: int = 1, num_frames: int = 3, needs: Collection[str] = NEEDS, latents: torch.nn.Module | None = None, freeze: Sequence[str] = (),
-    arms: Sequence[str] = ARMS, seed: int = 0, double: bool = False, **sizes: Any,
+    iterations: int = 1, num_frames: int = 3, needs: Collection[str] = NEEDS, latents: torch.nn.Module | None = None,
+    freeze: Sequence[str] = (), arms: Sequence[str] = ARMS, seed: int = 0, double: bool = False, **sizes: Any,
 ) -> TinyClips:
     """arms: that are trained. double: in float64, for comparisons."""
     parts = loaded(seed, **sizes)
@@ -107,3 +107,14 @@ def tiny_clips(
     grid = Grid("k999", 1000, 999)
     encoder = ClipEncoder(parts.tokenizer, vocab, grid, prompt="{question}", num_frames=num_frames, size=SIZE, max_length=256)
     return TinyClips(parts.tokenizer, model, encoder, grid)
+
+
+def teach(t: TinyClips, batch: ClipBatch, *, steps: int = 40, lr: float = 1e-2) -> None:
+    """So many steps on the fine pass's answers, words and points."""
+    optimizer = torch.optim.Adam([p for p in t.model.parameters() if p.requires_grad], lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        out = t.model(batch, {"text_nll", "slot_lse", "slot_logits"}, ("fine",))["fine"][0]
+        own = out.slot_logits.gather(1, batch.slot_bin[:, None])[:, 0]
+        ((out.slot_lse - own).sum() + out.text_nll.sum()).backward()
+        optimizer.step()
