@@ -29,11 +29,11 @@ __all__ = ["OUTCOMES", "looking"]
 #: Metrics of an arm that its table shows.
 ARM_METRICS = ("acc", "px384_median", "pck384_20", "loss")
 CONTROLS = ("swap", "random")
-#: What only a fine pass depends on: runs that train coarse by itself may have anything here.
+#: What only a fine pass depends on, by the last part of its key (metric and sequence repeat them): runs that train coarse by itself may have
+#: anything here.
 _OF_FINE = ("queries", "first_query", "iterations", "iteration_loss", "coarse_weight", "fine_weight")
 #: The read-out of points that are not tokens.
 _HEADS = "heads"
-_WEIGHTS = ("metrics.coarse_weight", "metrics.fine_weight")
 
 
 def looking(groups: Sequence[Group], *, num_clips: int, coverage: float) -> Foveation:
@@ -173,8 +173,7 @@ def _alone(group: Group, other: Group, fine: float, coarse: float) -> tuple[_Coa
     pairs = [(run, by_seed[run.seed]) for run in group.runs if run.seed in by_seed]
     if not pairs:
         return None, f"{other.short} has none of its seeds"
-    free = {f"module.{name}" for name in _OF_FINE} | set(_WEIGHTS)
-    if differing := [key for key in differing_keys([group.runs[0], other.runs[0]]) if key not in free]:
+    if differing := [key for key in differing_keys([group.runs[0], other.runs[0]]) if key.rpartition(".")[2] not in _OF_FINE]:
         return None, f"{other.short} differs in {', '.join(differing[:3])}"
     if uneven := [f for f, c in pairs if f.record.get("steps") != c.record.get("steps")]:
         return None, f"{other.short} made another number of steps with seed {uneven[0].seed}"
@@ -233,7 +232,8 @@ def _taught_otherwise(reader: _Reader, group: Group, groups: Sequence[Group]) ->
     if group.runs[0].config.get("module.queries") != "llm":
         return out
     for other in groups:
-        if other is group or differing_keys([group.runs[0], other.runs[0]]) != ["module.queries"]:
+        differing = differing_keys([group.runs[0], other.runs[0]])
+        if "module.queries" not in differing or any(key.rpartition(".")[2] != "queries" for key in differing):
             continue
         found = reader.of(other.runs, "acc_fine") or reader.of(other.runs, "px384_median_fine")
         if found is not None:

@@ -224,10 +224,10 @@ def metric_table(
     shown = rows(metrics)
     for i, row in enumerate(shown):
         last_main = row.main and (i + 1 == len(shown) or not shown[i + 1].main)
-        name = Text(row.name, style="strike" if row.struck else "").append(f" {arrow(row.better)}", style="none")
+        label = Text(row.name, style="strike" if row.struck else "").append(f" {arrow(row.better)}", style="none")
         value, ends = (Text(text, style="strike" if row.struck else "") for text in (row.shown, row.interval))
         table.add_row(
-            name, value, ends, Text(row.meaning, no_wrap=True, overflow="ellipsis"),
+            label, value, ends, Text(row.meaning, no_wrap=True, overflow="ellipsis"),
             style="bold" if row.main else None, end_section=last_main,
         )
     if not readouts or len(readouts) < 2:  # one read-out is the table above
