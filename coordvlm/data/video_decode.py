@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class OpenClip:
         decoded, here, ahead = self._decoded(), None, None
         seeking, tick = True, min(self._base, 0.25 / self.header.rate)  # a file may count time in frames
         for target in seconds:
-            stood = None if here is None else self._time(here)
+            stood: float | None = None if here is None else self._time(here)
             if seeking and target - (stood or 0.0) > _SEEK_S and (ahead is None or self._time(ahead) <= target + tick):
                 seeking = self._seek(target)
                 if seeking:
@@ -107,7 +108,7 @@ class OpenClip:
     def _seek(self, target: float) -> bool:
         """Go to the key frame before a time; False where the stream cannot."""
         try:
-            self._container.seek(round((target + self._zero) / self._base), stream=self._stream, backward=True)
+            self._container.seek(math.floor((target + self._zero) / self._base), stream=self._stream, backward=True)
         except self._failure:
             return False
         return True
