@@ -16,10 +16,12 @@ from coordvlm.callbacks import phrase_findings
 from coordvlm.callbacks.count_findings import write_count_findings
 from coordvlm.callbacks.csv_log import read_curves
 from coordvlm.callbacks.evaluation_writer import readout_table, write_evaluation
+from coordvlm.callbacks.foveation_findings import write_foveation_findings
 from coordvlm.callbacks.split_images import SplitImages as SplitImages
 from coordvlm.callbacks.tracker import close_trackers
-from coordvlm.contracts import Contract, Evaluation, GroundTruth, PhraseTruth, PointTruth, Sample
+from coordvlm.contracts import ClipTruth, Contract, Evaluation, GroundTruth, PhraseTruth, PointTruth, Sample
 from coordvlm.metrics.counting_tables import CountingTables
+from coordvlm.metrics.looking import FoveationFindings
 from coordvlm.reports.base_beside import BaseComparison, beside_table, comparison_to_json
 from coordvlm.reports.run_report import RunSummary, write_run_report
 from coordvlm.reports.summary import PhraseFindings
@@ -93,6 +95,7 @@ def write_report(
     base: BaseComparison | None = None,
     phrases: PhraseFindings | None = None,
     counting: CountingTables | None = None,
+    foveation: FoveationFindings | None = None,
 ) -> Path:
     """Draw the page from what there is; what is missing is named on it."""
     summary = RunSummary(
@@ -111,6 +114,7 @@ def write_report(
         base=base,
         phrases=phrases,
         counting=counting,
+        foveation=foveation,
     )
     return write_run_report(run_dir / "report.html", summary)
 
@@ -176,6 +180,10 @@ def score_and_report(
             counting = write_count_findings(
                 run_dir, experiment.truth, module.predictions, evaluation, log=log or run_dir / "log.csv", record=record.data
             )
+    foveation = None
+    if isinstance(experiment.truth, ClipTruth):
+        with record.time("findings"):
+            foveation = write_foveation_findings(run_dir, experiment, asked=asked)
     close_trackers(trainer, ok=True)  # a failure above has closed them already
     record.update(skipped_images=dict(experiment.data.unreadable()))
     base = compare(evaluation, run_dir) if compare is not None else None
@@ -184,7 +192,8 @@ def score_and_report(
         record.update(base={"folder": base.folder, "sentence": base.sentence})
     record.close("finished")
     report = write_report(
-        run_dir, contract=contract, evaluation=evaluation, log=log, base=base, phrases=phrases, counting=counting, **scored
+        run_dir, contract=contract, evaluation=evaluation, log=log, base=base, phrases=phrases, counting=counting, foveation=foveation,
+        **scored,
     )
     print_result(evaluation, module, report, title=title, base=base, phrases=phrases)
     return float(evaluation.metrics[primary(evaluation.metrics)].value)

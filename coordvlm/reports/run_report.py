@@ -7,6 +7,8 @@ from pathlib import Path
 from coordvlm.reports import base_beside, page, sections_grounding, sections_head, sections_results, sections_run
 from coordvlm.reports import sections_count_pictures as count_pictures
 from coordvlm.reports import sections_counting as counting
+from coordvlm.reports import sections_foveation as foveation
+from coordvlm.reports import sections_looks as looks
 from coordvlm.reports.summary import RunSummary
 
 __all__ = ["RunSummary", "write_run_report"]
@@ -29,6 +31,12 @@ _COUNTING_CONTENTS = (
     ("record", "Record"),
 )
 
+_CLIP_CONTENTS = (
+    ("base", "Base beside tuned"), ("metrics", "Results"), ("arms", "Ways of looking"), ("looks", "Where it looks"),
+    ("sheet", "Attention"), ("frames", "Frames"), ("samples", "Answers"), ("readouts", "Read-outs"), ("training", "Training"),
+    ("contract", "Contract"), ("data", "Data"), ("timing", "Time"), ("record", "Record"),
+)
+
 
 def write_run_report(path: Path, run: RunSummary) -> Path:
     """Write the page; returns its path. Parts that ``run`` lacks are named on the page instead of raising.
@@ -36,19 +44,23 @@ def write_run_report(path: Path, run: RunSummary) -> Path:
     Raises:
         OutputError: the file cannot be written; an earlier page stays as it was.
     """
+    parts, own = (
+        (_CLIP_CONTENTS, _clips) if run.clips else (_GROUNDING_CONTENTS, _grounding) if run.grounding
+        else (_COUNTING_CONTENTS, _counting) if run.counts else (_CONTENTS, _detection)
+    )
     body = [
         sections_head.headline(run),
         base_beside.beside(run.base),
         sections_head.results(run),
-        *(_grounding(run) if run.grounding else _counting(run) if run.counts else _detection(run)),
+        *own(run),
         sections_run.course(run),
         sections_head.contract(run),
         sections_run.data(run),
         sections_run.timing(run),
         sections_run.record(run),
     ]
-    parts = _GROUNDING_CONTENTS if run.grounding else _COUNTING_CONTENTS if run.counts else _CONTENTS
-    contents = [(anchor, title) for anchor, title in parts if anchor != "base" or run.base is not None]
+    optional = {"base": run.base is not None, "readouts": not run.clips or looks.has_points(run)}
+    contents = [(anchor, title) for anchor, title in parts if optional.get(anchor, True)]
     name = run.choice("experiment") or run.choice("loss") or "run"
     return page.write(path, page.document(f"{name} ({run.status}) - coordvlm", body, contents=contents))
 
@@ -85,3 +97,8 @@ def _counting(run: RunSummary) -> list[page.Markup]:
         count_pictures.step_pictures, count_pictures.count_pictures, counting.readouts,
     )
     return [part(run) for part in parts]
+
+
+def _clips(run: RunSummary) -> list[page.Markup]:
+    parts = [foveation.arms, looks.looks, foveation.sheet, foveation.frames, looks.samples]
+    return [part(run) for part in (*parts, *([looks.readouts] if looks.has_points(run) else []))]

@@ -78,6 +78,9 @@ svg.plot text{font-family:inherit!important}
 .gallery img,.sample img{width:100%;height:auto;display:block;border-radius:6px;border:1px solid var(--line);background:var(--wash)}
 .gallery figcaption{padding:.3rem .1rem 0;line-height:1.4;overflow-wrap:anywhere}
 .gallery figcaption b{color:var(--ink)}
+.looks{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1.6rem 1.4rem;align-items:start}
+.looks img{display:block;max-width:100%;height:auto;margin-bottom:.4rem}.looks figcaption b{color:var(--ink)}
+s{color:var(--soft)}
 .green{color:#00be5a}.red{color:#eb1e28}
 details{margin:.8rem 0 0}
 summary{cursor:pointer;color:var(--accent);font-size:.88rem}

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from coordvlm.contracts import Contract, Evaluation, GroundTruth, PhraseTruth, PointTruth, Prediction
+from coordvlm.contracts import ClipTruth, Contract, Evaluation, GroundTruth, PhraseTruth, PointTruth, Prediction
 from coordvlm.metrics.counting_tables import CountingTables
 from coordvlm.metrics.failures import FailureRow
+from coordvlm.metrics.looking import FoveationFindings
 from coordvlm.metrics.offset import Offset
 from coordvlm.metrics.phrase_controls import Control
 from coordvlm.reports.base_beside import BaseComparison
@@ -43,6 +44,7 @@ class RunSummary:
         split, selected_on: data this was measured on, and data the checkpoint was chosen on.
         protocol: hash of the evaluation protocol.
         base: this evaluation beside the one given with ``base=``. phrases: of a grounding evaluation. counting: of one of counting.
+        foveation: of one of clips.
     """
 
     run_info: Mapping[str, object] = field(default_factory=dict)
@@ -60,6 +62,7 @@ class RunSummary:
     base: BaseComparison | None = None
     phrases: PhraseFindings | None = None
     counting: CountingTables | None = None
+    foveation: FoveationFindings | None = None
 
     @property
     def grounding(self) -> bool:
@@ -70,6 +73,11 @@ class RunSummary:
     def counts(self) -> bool:
         """Whether points were counted."""
         return isinstance(self.truth, PointTruth) or (self.evaluation is not None and "pck384_5" in self.evaluation.metrics)
+
+    @property
+    def clips(self) -> bool:
+        """Whether questions about clips were answered."""
+        return isinstance(self.truth, ClipTruth) or (self.evaluation is not None and "token_acc" in self.evaluation.metrics)
 
     @property
     def status(self) -> str:
