@@ -22,6 +22,7 @@ from tests.data_root import peer_data
 from tests.e2e import coco
 from tests.e2e.commands import FAST, call, refusal, train
 from tests.folders import PRESETS, write_folder
+from tests.foveated_folders import write_parts
 from tests.recipes import ANSWERING, CLIPS, COUNTING
 
 #: Experiments on real data -> the folder of the test data they need.
@@ -78,6 +79,8 @@ def options_of(group: str, option: str, folder: Path) -> list[str]:
         return write_small_video(folder)
     if group == "data" and option in ("points", "fsc147", "coco_points"):
         return write_small_points(option, folder)
+    if (group, option) == ("model", "foveated_135m"):
+        return ["data=grid_symbols", f"model={option}", *write_parts(folder)]
     if group == "model" and not option.startswith("tiny"):
         return [f"model={option}", f"model.path={write_folder(folder, PRESETS[option])}", "trainer=cpu"]
     return [f"{group}={option}", *NEEDS.get((group, option), ())]
@@ -149,6 +152,8 @@ def test_every_experiment_takes_a_step(tmp_path: Path, name: str) -> None:
              "trainer.val_check_interval=1", "trainer.accumulate_grad_batches=1"]
     if name in REAL:
         small += [f"data.root={peer_data() / REAL[name]}"]
+    elif name == "foveated_caption_135m":
+        small += [*write_small_video(tmp_path / "data")[1:], *write_parts(tmp_path / "model"), "model.num_frames=2"]
     elif preset := next((p for p in PRESETS if name.endswith(p)), None):
         folder = write_folder(tmp_path / "model", PRESETS[preset])
         small += [f"model.path={folder}", f"data.root={stand_in(tmp_path / 'data', name)}", "trainer=cpu", "model.resize.min_pixels=1024",
