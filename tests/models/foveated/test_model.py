@@ -175,7 +175,8 @@ def test_gradients_reach_queries_and_both_passes(depth: str) -> None:
     t = tiny_clips(depth=depth, first="init", double=True)
     batch = t.batch()
     q = t.model.queries
-    for arm, parameter, reached in (("coarse", q.static, True), ("fine", q.static, True), ("fine", q.init, True), ("coarse", q.init, False)):
+    cases = (("coarse", q.static, True), ("fine", q.static, True), ("fine", q.init, True), ("coarse", q.init, False))
+    for arm, parameter, reached in cases:
         t.model.zero_grad()
         t.model(batch, NEEDS)[arm][0].text_nll.sum().backward()
         size = 0.0 if parameter.grad is None else float(parameter.grad.abs().sum())
