@@ -107,6 +107,7 @@ def tiny_qwen3vl(
     deepstack: Sequence[int],
     tied: bool,
     position_amplitude: float,
+    initial_std: float = 0.02,
     max_length: int = 2048,
     seed: int = 0,
 ) -> Qwen3VLForConditionalGeneration:
@@ -115,6 +116,7 @@ def tiny_qwen3vl(
     Args:
         table_size: rows of the token table, padded beyond the tokenizer as the real ones are; new ids may lie inside or beyond.
         position_grid: the ViT's position table is ``position_grid ** 2`` rows.
+        initial_std: of the random weights. 0.02 is the library's, for widths of thousands; 1 / sqrt(width) keeps the size of what passes.
         position_amplitude: scale of the smooth initial positions (0: the library's random ones).
         seed: of the random weights; the global generator is left as it was.
     """
@@ -139,6 +141,7 @@ def tiny_qwen3vl(
             "head_dim": head_dim,
             "max_position_embeddings": max_length,
             "tie_word_embeddings": tied,
+            "initializer_range": initial_std,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": sections, "mrope_interleaved": True},
         },
         vision_config={
@@ -151,6 +154,7 @@ def tiny_qwen3vl(
             "out_hidden_size": hidden_size,
             "num_position_embeddings": position_grid**2,
             "deepstack_visual_indexes": list(deepstack),
+            "initializer_range": initial_std,
         },
     )
     config._attn_implementation = "sdpa"
