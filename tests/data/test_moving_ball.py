@@ -15,7 +15,8 @@ from coordvlm.utils.errors import ConfigError
 
 DEFAULT: dict[str, Any] = {
     "frame_size": 84, "num_frames": 4, "balls": (5, 8), "train_balls": (1, 8), "radius": (4.0, 5.0), "min_gap": 2.0, "step": 8.0,
-    "named": True, "question": "Where does the {which} ball end?", "num_train": 60, "num_val": 40, "num_test": 30, "seed": 0, "eval_seed": 7,
+    "named": True, "question": "Where does the {which} ball end?", "num_train": 60, "num_val": 40, "num_test": 30, "seed": 0,
+    "eval_seed": 7,
 }
 
 
