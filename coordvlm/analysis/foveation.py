@@ -29,8 +29,8 @@ __all__ = ["OUTCOMES", "looking"]
 #: Metrics of an arm that its table shows.
 ARM_METRICS = ("acc", "px384_median", "pck384_20", "loss")
 CONTROLS = ("swap", "random")
-#: What only a fine pass depends on, by the last part of its key (metric and sequence repeat them): runs that train coarse by itself may have
-#: anything here.
+#: What only a fine pass depends on, by the last part of its key (metric and sequence repeat them): runs that train coarse by itself may
+#: have anything here.
 _OF_FINE = ("queries", "first_query", "iterations", "iteration_loss", "coarse_weight", "fine_weight")
 #: The read-out of points that are not tokens.
 _HEADS = "heads"

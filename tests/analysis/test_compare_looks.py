@@ -73,7 +73,7 @@ def test_the_page_tells_arms_ratios_and_verdicts(runs: Sequence[Run], tmp_path: 
     assert found.metrics == ["acc", "acc_fine"]  # words have no pixels, clips no parser
     assert not any("Not measured in all runs" in note for note in found.notes)
     assert found.foveation is not None
-    assert [v.outcome for v in found.foveation.verdicts] == ["used", "used"]
+    assert [v.outcome for v in found.foveation.verdicts] == ["used", "used"], [v.words for v in found.foveation.verdicts]
     assert all(v.coarse for v in found.foveation.verdicts)
     page = write_comparison(tmp_path / "compare.html", found)
     html = page.read_text()
