@@ -94,7 +94,7 @@ def build_clip_model(cfg: DictConfig) -> Model:
         loaded.tower, width=width, image_mean=loaded.image_mean, image_std=loaded.image_std,
         **{name: cfg.model.attention[name] for name in _ATTENTION},
     )
-    latents = None if cfg.model.latents is None or "latent" not in needs else instantiate(cfg.model.latents, width=width)
+    latents = None if cfg.model.latents is None or "latent" not in needs else instantiate(cfg.model.latents)(width=width)
     if "latent" in needs and latents is None:
         raise ConfigError("this loss draws latents of frames, and model.latents=null names no encoder of them")
     checkpointing = cfg.model.gradient_checkpointing
