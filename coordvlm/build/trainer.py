@@ -19,9 +19,9 @@ from coordvlm.modules.strategies import trainer_arguments
 from coordvlm.utils import logs
 
 C = TypeVar("C")
-#: Keywords that ``build`` adds to nodes it instantiates; ``validate_targets`` must not miss them.
+#: Keywords that this module adds to nodes it instantiates; ``validate_targets`` must not miss them.
 _OURS = ("callbacks", "logger", "default_root_dir", "enable_checkpointing", "use_distributed_sampler", "enable_model_summary")
-SUPPLIED = {"trainer": set(_OURS), "model.latents": {"width"}}
+SUPPLIED = {"trainer": set(_OURS)}
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path, contract: Contract, *, logged: bool = True) -> Trainer:
