@@ -115,36 +115,44 @@ def sheet(run: RunSummary) -> Markup:
     note = (
         f"On {found.clips} clips, {found.grid[0]} × {found.grid[1]} patches, from the path that answers. Entropy is divided by ln N: 1 is "
         f"uniform, 0 a single patch. Focus: mass on the {FOCUS_PATCHES} best patches over their share of all. Wander: how far the centre "
-        "of mass moves from its mean, in sides of the frame. Hit: the best patch holds the true place."
+        "of mass moves from its mean, in sides of the frame. Hit: the best patch holds the true place; by chance it does in "
+        f"{next(iter(found.arms.values())).chance:.1%} of frames."
     )
     return section(
-        "sheet", title, tag("h3", "Queries"), _queries(found), tag("div", sheets, class_="columns"),
+        "sheet", title, tag("h3", "Queries, by way of looking"), _queries(found), tag("div", sheets, class_="columns"),
         fold(f"Every layer and head: {many} rows", every) if many > _SHEET else every, note=note,
     )
 
 
+#: Facts about queries, in the order of the table, and what they say.
+_FACTS = {
+    "std": ("standard deviation over frames", "0: every frame of every clip gets the same query"),
+    "rms": ("size", "root mean square"),
+    "cos_frames": ("cosine between frames of a clip", ""),
+    "cos_clips": ("cosine between clips", "near 1 the plan does not depend on the clip"),
+    "cos_static": ("cosine to the coarse query", ""),
+    "opposite": ("opposite query moves", "change of what is seen, relative to its size; 0: the query is not read"),
+    "orthogonal": ("orthogonal query moves", "the same for a query at a right angle, equally long"),
+}
+
+
 def _queries(found: FoveationFindings) -> Markup:
-    head = (
-        "", "std over frames", "size", "cos between frames", "cos between clips", "cos to the coarse query", "opposite query moves",
-        "orthogonal query moves", "mean entropy", "best hit rate",
-    )
-    names = ("std", "rms", "cos_frames", "cos_clips", "cos_static", "opposite", "orthogonal")
-    rows = []
-    for arm, looked in _ordered(found):
-        cells = [_two(looked.queries.get(name, math.nan)) for name in names]
-        rows.append((arm, *cells, f"{looked.entropy.mean():.2f}", _best_hit(looked)))
-    cosine = "" if math.isnan(found.feature_cosine) else f" What coarse and fine saw of a frame has a cosine of {found.feature_cosine:.3f}."
-    words = (
-        "Cosines near 1 between clips: the plan does not depend on the clip. “Moves”: how far what is seen changes, relative to its size, "
-        f"when the query is turned round or replaced by one at a right angle; 0 means that the query is not read.{cosine}"
-    )
-    return join(table(head, rows, class_="wide"), tag("p", words, class_="note"))
+    shown = _ordered(found)
+    rows: list[tuple[Child, ...]] = [
+        (words, *(_two(looked.queries.get(name, math.nan)) for _, looked in shown), meaning) for name, (words, meaning) in _FACTS.items()
+    ]
+    rows.append(("mean entropy / ln N", *(_two(float(looked.entropy.mean())) for _, looked in shown), "1: uniform"))
+    best = "of all layers and heads: the best patch holds the true place; of so many heads one is good by chance"
+    rows.append(("best hit rate of a head", *(_best_hit(looked) for _, looked in shown), best))
+    cosine = "" if math.isnan(found.feature_cosine) else f"What coarse and fine saw of a frame has a cosine of {found.feature_cosine:.3f}."
+    sheet_of = table(("", *(arm for arm, _ in shown), "meaning"), rows, text_columns=(0, len(shown) + 1), class_="wide")
+    return join(sheet_of, tag("p", cosine, class_="note") if cosine else None)
 
 
 def _best_hit(looked: ArmLooks) -> str:
     if not looked.knows_places:
         return "–"
-    return f"{np.nanmax(looked.place.hit):.0%} (chance {looked.chance:.0%})"
+    return f"{np.nanmax(looked.place.hit):.0%}"
 
 
 def _every_head(found: FoveationFindings) -> Markup:

@@ -93,10 +93,13 @@ def results(run: RunSummary) -> Markup:
         over = f"{run.evaluation.counts.get('phrases', 0):,} phrases on {over}"
     elif run.counts:
         over = f"{run.evaluation.counts.get('samples', 0):,} samples (an image and a category) on {over}"
-    few = f" {images} images are too few for these ranges to mean much." if images is not None and images < _FEW_IMAGES else ""
+    elif run.clips:
+        over = f"{images or 0:,} clips"
+    things = "clips" if run.clips else "images"
+    few = f" {images} {things} are too few for these ranges to mean much." if images is not None and images < _FEW_IMAGES else ""
     note = (
         f"On {run.split or 'an unnamed split'}, {over}, original annotations at original resolution. Ranges are 95 % bootstrap intervals "
-        f"over images: what another draw of test images would change, not what another seed would.{few}"
+        f"over {things}: what another draw of test {things} would change, not what another seed would.{few}"
     )
     every = table(
         ("metric", "", "value", "95 % interval", "meaning"),
@@ -157,7 +160,7 @@ def contract(run: RunSummary) -> Markup:
     hashes.insert(0, ("contract", tag("code", run.contract.hash())))
     rows = [(name, tag("code", "–" if value is None else value)) for name, value in flatten(run.contract.to_dict()).items()]
     every = fold("All fields", table(("field", "value"), rows, text_columns=(0, 1)))
-    words = _counting_in_words(run.contract) if run.counts else _in_words(run.contract)
+    words = (_clips_in_words if run.clips else _counting_in_words if run.counts else _in_words)(run.contract)
     return section(
         "contract", "Coordinate contract", definitions(hashes), tag("p", words, class_="lead"), every, note=note
     )
@@ -169,6 +172,15 @@ def _counting_in_words(c: Contract) -> Markup:
         " in [-1, 1] (by coordinate tokens as ", tag("code", "c = x / W"), ") on extents ", tag("code", c.extents),
         "; objects are taken in ", tag("code", c.order), " order; images are resized by ", tag("code", c.resize.mode),
         f" to sides that are multiples of {c.resize.factor} px.",
+    )
+
+
+def _clips_in_words(c: Contract) -> Markup:
+    side, frames = c.resize.size, c.details.get("num_frames")
+    return join(
+        "A question, a mode token (", tag("code", " | ".join(c.markers)), f"), one token for each of {frames or 'the'} frames, then the "
+        "answer: words, or a place in the last frame. A coordinate ", tag("code", "c = x / W"), " in [0, 1] is written as ", _written(c),
+        f"; frames are resized to {f'{side[0]} × {side[1]} px' if side else 'one size'}.",
     )
 
 

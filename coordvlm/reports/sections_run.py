@@ -110,7 +110,7 @@ def data(run: RunSummary) -> Markup:
     facts: list[tuple[Child, Child]] = []
     if truth is not None:
         facts = [
-            ("evaluated phrases" if run.grounding else "evaluated images", f"{len(truth.image_ids):,}"),
+            (f"evaluated {'clips' if run.clips else 'phrases' if run.grounding else 'images'}", f"{len(truth.image_ids):,}"),
             ("annotations", f"{len(truth.ann_ids):,}"),
             ("of them crowds", f"{int(truth.ann_iscrowd.sum()):,}"), ("categories", f"{len(truth.category_names):,}"),
             ("truth digest", tag("code", truth.digest())),
@@ -134,7 +134,7 @@ def timing(run: RunSummary) -> Markup:
         rows.append((name.replace("_", " "), quantity(name if plain else f"{name}_seconds", value)))
     seconds = [p.timing["seconds"] for p in run.predictions if math.isfinite(p.timing.get("seconds", math.nan))]
     if sum(seconds) > 0:
-        rows.append(("decoded images per second", f"{len(seconds) / sum(seconds):,.1f}"))
+        rows.append((f"decoded {'clips' if run.clips else 'images'} per second", f"{len(seconds) / sum(seconds):,.1f}"))
     peaks = run.group("peak_memory")
     memory = [(f"peak {k.removesuffix('_bytes').replace('_', ' ')}", quantity(k, v)) for k, v in peaks.items()]
     machine = run.group("hardware")

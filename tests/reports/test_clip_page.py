@@ -20,9 +20,11 @@ from coordvlm.reports.run_report import write_run_report
 from coordvlm.reports.sections_foveation import MATCHED_WHY, UNMATCHED_WHY
 from coordvlm.reports.sections_looks import choose_answers, point_errors
 from coordvlm.reports.summary import RunSummary
+from tests.reports.conftest import make_contract
 from tests.reports.html_check import read
 
 SECTIONS = {"metrics", "arms", "looks", "sheet", "frames", "samples", "training", "contract", "data", "timing", "record"}
+CONTRACT = replace(make_contract(), format="clip", prompt="{question}", order="none", markers=("<coarse>", "<fine>"))
 GRID = (3, 3)
 CLIPS, FRAMES = 6, 2
 
@@ -70,6 +72,7 @@ def summary(*, points: bool = False, coarse_weight: float = 1.0, fine_weight: fl
     metric.update(predictions)
     return RunSummary(
         run_info={"status": "finished"}, evaluation=metric.compute(), truth=truth, predictions=predictions, split="test", readout="local",
+        contract=CONTRACT,
         readouts={"local": {"px384_median": 9.1}, "argmax": {"px384_median": 9.2}}, foveation=findings(),
     )
 
@@ -83,7 +86,7 @@ def test_the_page_has_the_sections_of_clips_and_none_of_a_detection(tmp_path: Pa
     ids = {a["id"] for name, a in page.tags if name == "section"}
     assert ids == SECTIONS
     said = " ".join(page.text)
-    for other in ("Parser", "Overlap", "corners", "Classes", "boxes"):
+    for other in ("Parser", "Overlap", "corners", "Classes", "boxes", "Boxes", "images"):
         assert other not in said, other
 
 
