@@ -128,6 +128,7 @@ def _foveated(cfg: DictConfig, run_dir: Path, record: Any) -> float:
         from coordvlm import build
         from coordvlm.analysis import bench_foveated, bench_input
         from coordvlm.build.video import build_clip_model
+        from coordvlm.contracts import ClipBatch
         from coordvlm.utils.files import atomic_write_json
 
     torch.set_num_threads(1)
@@ -139,6 +140,7 @@ def _foveated(cfg: DictConfig, run_dir: Path, record: Any) -> float:
         split = build.instantiate(cfg.data.source).split("train")
         encoder = built["deep"].encoder
         batch = encoder.collate([encoder.encode(split.sample(i, 0), epoch=0) for i in range(cfg.data.batch_size)])  # type: ignore[arg-type]
+        assert isinstance(batch, ClipBatch)
     before = bench_input.load_average()
     with record.time("steps"):
         found, ratio = bench_foveated.measure_steps(

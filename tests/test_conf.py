@@ -52,7 +52,8 @@ NEEDS = {
 COUNTING_OPTIONS = (("task", "count"), ("metrics", "counting"), ("sequence", "count"), ("decode", "count"))
 #: What data with clips choose.
 CLIP_OPTIONS = (
-    ("task", "video"), ("metrics", "foveation"), ("sequence", "clip"), ("decode", "clip"), ("model", "foveated_tiny"), ("module", "foveated"),
+    ("task", "video"), ("metrics", "foveation"), ("sequence", "clip"), ("decode", "clip"), ("model", "foveated_tiny"),
+    ("module", "foveated"),
 )
 COMMANDS = ("train", "eval", "predict", "bench", "compare", "audit")
 

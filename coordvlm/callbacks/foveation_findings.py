@@ -150,7 +150,7 @@ class _Sums:
         if drawn := self.latents[arm]:
             more["frame_latent"] = np.sum([total for _, total in drawn], 0) / sum(n for n, _ in drawn)
         queries = {name: _mean([(n, values[name]) for n, values in facts]) for name in facts[0][1]}
-        maps, places = np.concatenate(self.maps[arm], 1), np.concatenate(self.places[arm])
+        maps, places = (np.concatenate(x, axis, dtype=np.float64) for x, axis in ((self.maps[arm], 1), (self.places[arm], 0)))
         return summarise(arm, maps, places, self.grid, queries=queries, **more)
 
 

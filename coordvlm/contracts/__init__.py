@@ -16,6 +16,6 @@ from coordvlm.contracts.sample import TARGET, GroundTruth, Object, PhraseTruth, 
 __all__ = [
     "COORD", "END", "MARKER", "TARGET", "TEXT", "Alternative", "ArmAnswer", "Asked", "Batch", "Clip", "ClipBatch", "ClipTruth", "Contract",
     "CountFn", "Decoded", "Encoded", "EncodedClip", "Encoder", "Evaluation", "Grammar", "GroundTruth", "Interval", "MatchedPairs",
-    "ModelOutput", "Object", "Parser", "PhraseTruth", "PointTruth", "Prediction", "Question", "Record", "ResizeRule", "Sample", "SlotReadout",
-    "TermOutput", "Window",
+    "ModelOutput", "Object", "Parser", "PhraseTruth", "PointTruth", "Prediction", "Question", "Record", "ResizeRule", "Sample",
+    "SlotReadout", "TermOutput", "Window",
 ]

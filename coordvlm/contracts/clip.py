@@ -2,8 +2,8 @@
 
 Shapes: B clips, T frames each, S side of a frame as the model sees it, L tokens of a sequence.
 
-The sequence of a clip is ``[question] [mode] z_1 .. z_T [answer]``, one token z per frame. Questions are padded on the *left*, so that mode,
-frames and the first token of the answer stand in the same columns in every clip of a batch.
+The sequence of a clip is ``[question] [mode] z_1 .. z_T [answer]``, one token z per frame. Questions are padded on the *left*, so that
+mode, frames and the first token of the answer stand in the same columns in every clip of a batch.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class EncodedClip:
     Args:
         id: the clip's id. kind: as in ``Clip``.
         question_ids: int64[q], what stands before the mode token; may be empty.
-        answer_ids: int64[a], ends with the end-of-turn id; empty for a clip whose answer is to be decoded. answer_kind: uint8[a], TEXT, COORD
-            or END.
+        answer_ids: int64[a], ends with the end-of-turn id; empty for a clip whose answer is to be decoded. answer_kind: uint8[a], TEXT,
+            COORD or END.
         slot_bin: int64[n]. slot_value: float32[n] in [0, 1]; n is 2 (x, then y) where the answer is a point, else 0.
         frames: uint8[T, 3, S, S].
         size: (width, height) of the source frame.
@@ -149,7 +149,7 @@ class ClipTruth(GroundTruth):
         kept = super().subset(image_ids)
         at = np.searchsorted(self.image_ids, kept.image_ids).tolist()
         values: dict[str, Any] = {f.name: getattr(kept, f.name) for f in fields(GroundTruth)}
-        words = {name: tuple(getattr(self, name)[i] for i in at) for name in ("questions", "answers", "kinds")}
+        words: dict[str, Any] = {name: tuple(getattr(self, name)[i] for i in at) for name in ("questions", "answers", "kinds")}
         return ClipTruth(**values, **words, source_clip=self.source_clip[at])
 
     def digest(self) -> str:

@@ -27,8 +27,9 @@ class ModelOutput:
         done_logit: float32[A], from the head at ``<done>``.
         token_next, token_hit: float32[Nv], logits of each image token: it holds the next object (softmax over the image), it holds an
             unmarked object of the category. token_offset: float32[Nv, 2], from the cell's centre in half cells. The spatial read-out.
-        frame_entropy: float32[F], of videos: entropy of each frame's attention over ln N, a mean over layers and heads. frame_features:
-            [F, D], what its query saw. latent: float32[F, C, h, w], the frame's latents as the model draws them; latent_true: what they are.
+        frame_entropy: float32[F], of videos: entropy of each frame's attention over ln N, a mean over layers and heads.
+        frame_features: [F, D], of videos: what each frame's query saw.
+        latent: float32[F, C, h, w], the frame's latents as the model draws them; latent_true: what they are.
         head_output: outputs of further regression heads by name.
     """
 

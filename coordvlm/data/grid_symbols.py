@@ -86,9 +86,9 @@ class GridSymbols:
 
     Args:
         grid: cells on a side, n. cell: px of a cell's side; frames have side n * cell. num_frames: T, at least 2 for ``cue``.
-        filled: (least, most) cells of a training frame that hold a symbol, uniform; the cell that is asked for always does. Frames of val and
-            test are full. Clips with a few symbols are answered without looking at any place, and teach what the symbols are; from full ones
-            alone a model sees no difference for a long time, as one cell of 25 is a 25th of what an undecided query reads.
+        filled: (least, most) cells of a training frame that hold a symbol, uniform; the cell that is asked for always does. Frames of val
+            and test are full. Clips with a few symbols are answered without looking at any place, and teach what the symbols are; from full
+            ones alone a model sees no difference for a long time, as one cell of 25 is a 25th of what an undecided query reads.
         kinds: out of ``KINDS``, of training clips, which take them in turn. eval_kinds: of val and test. What a model has learned of places
             from words it can use for a cue, which alone says too little at first to learn from.
         noise: grey levels that a pixel is off by, at most; uniform.
@@ -101,8 +101,8 @@ class GridSymbols:
     generated = True
 
     def __init__(
-        self, *, grid: int, cell: int, num_frames: int, filled: Sequence[int], kinds: Sequence[str], eval_kinds: Sequence[str], noise: float, num_train: int, num_val: int, num_test: int,
-        seed: int, eval_seed: int,
+        self, *, grid: int, cell: int, num_frames: int, filled: Sequence[int], kinds: Sequence[str], eval_kinds: Sequence[str],
+        noise: float, num_train: int, num_val: int, num_test: int, seed: int, eval_seed: int,
     ) -> None:
         self.grid, self.cell, self.num_frames, self.noise = int(grid), int(cell), int(num_frames), float(noise)
         self._kinds = {"train": _kinds("kinds", kinds), "val": _kinds("eval_kinds", eval_kinds)}
@@ -113,7 +113,7 @@ class GridSymbols:
             raise ConfigError(f"data.source.num_frames={num_frames}: a cue is seen in the frame before the last, so it needs at least 2")
         least, most = (int(x) for x in filled) if len(filled) == 2 else (0, 0)
         if not 1 <= least <= most <= self.grid**2:
-            raise ConfigError(f"data.source.filled must be (least, most) with 1 <= least <= most <= {self.grid**2} cells, got {list(filled)}")
+            raise ConfigError(f"data.source.filled must be (least, most), 1 <= least <= most <= {self.grid**2} cells, got {list(filled)}")
         self.filled = (least, most)
         if not 0 <= self.noise <= 64:
             raise ConfigError(f"data.source.noise must lie in [0, 64] grey levels, got {noise!r}")
@@ -144,7 +144,8 @@ class GridSymbols:
     def digests(self) -> dict[str, str]:
         return {
             name: hashlib.sha256(repr((
-                GENERATOR_VERSION, self.grid, self.cell, self.num_frames, self._kinds[name], self.noise, self.filled_of(name), length, self._seeds[name], name,
+                GENERATOR_VERSION, self.grid, self.cell, self.num_frames, self._kinds[name], self.noise, self.filled_of(name), length,
+                self._seeds[name], name,
             )).encode()).hexdigest()[:12]
             for name, length in self._lengths.items()
         }  # fmt: skip

@@ -64,7 +64,8 @@ class FoveatedLM(CoordLM):
     ) -> None:
         super().__init__(**rest)
         self.arm_weights = arm_weights(coarse_weight, fine_weight)
-        self.iteration_weights = iteration_weights(iteration_loss, self.backbone.iterations)
+        model: Any = self.backbone  # a Foveated
+        self.iteration_weights = iteration_weights(iteration_loss, model.iterations)
         self.mix = TaskMix(mix, self.losses.weights, seed=seed)
         for name in self.losses.weights:
             if not any(name in self.trained_terms(arm, None) for arm in self.arm_weights):

@@ -1,8 +1,8 @@
 """Clips -> answers by every way of looking; stands where the token model has its ``Answerer``.
 
 Arms: ``coarse`` and ``fine`` as trained, ``auto`` (looking frame by frame, without a plan), and controls, which are the fine pass with
-something taken away: ``swap`` (the queries of another clip), ``random`` (random queries), ``no_image`` (frames of one grey), ``no_text`` (no
-question). A claim that the model looks where it should needs ``fine`` to be right where ``swap`` and ``random`` are not.
+something taken away: ``swap`` (the queries of another clip), ``random`` (random queries), ``no_image`` (frames of one grey), ``no_text``
+(no question). A claim that the model looks where it should needs ``fine`` to be right where ``swap`` and ``random`` are not.
 
 Shapes: B clips, T frames, L tokens, W width.
 """
@@ -114,7 +114,8 @@ class Looker:
     ) -> dict[str, list[ArmAnswer]]:
         """Read-out -> answers in batch order."""
         shown, found = seen
-        needs = {"text_nll", "text_correct", "slot_logits", "slot_lse", "slot_correct"} | ({"point_xy"} if POINT_HEADS in readouts else set())
+        heads = {"point_xy"} if POINT_HEADS in readouts else set()
+        needs = {"text_nll", "text_correct", "slot_logits", "slot_lse", "slot_correct"} | heads
         output = self.model.read(found, shown, needs)
         nll, number, correct = _sums(output, shown)
         written: Written | None = None
@@ -165,13 +166,16 @@ def without_text(batch: ClipBatch) -> ClipBatch:
 
 def _sums(output: ModelOutput, batch: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
     """float32[B] -log p of the true answer, long[B] its tokens, long[B] those that were the likeliest."""
-    assert output.text_nll is not None and output.text_correct is not None
+    assert output.text_nll is not None
+    assert output.text_correct is not None
     num, width = batch.input_ids.shape
     device = batch.input_ids.device
     nll, number, correct = (torch.zeros(num, device=device) for _ in range(3))
     parts = [(batch.text_row, output.text_nll, output.text_correct)]
     if len(batch.slot_row):
-        assert output.slot_logits is not None and output.slot_lse is not None and output.slot_correct is not None
+        assert output.slot_logits is not None
+        assert output.slot_lse is not None
+        assert output.slot_correct is not None
         own = output.slot_logits.gather(1, batch.slot_bin[:, None]).squeeze(1)
         parts.append((batch.slot_row, output.slot_lse - own, output.slot_correct))
     for row, loss, right in parts:

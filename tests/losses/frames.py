@@ -20,7 +20,8 @@ def clips_batch(clips: int, frames: int) -> Batch:
     at = torch.arange(clips)[:, None] * LENGTH + 3 + torch.arange(frames)
     num = clips * frames
     return replace(
-        make_batch([()]), input_ids=torch.zeros(clips, LENGTH, dtype=torch.long), image_pos=at.flatten(), counts={"frame": num, "latent": num}
+        make_batch([()]), input_ids=torch.zeros(clips, LENGTH, dtype=torch.long), image_pos=at.flatten(),
+        counts={"frame": num, "latent": num},
     )
 
 

@@ -96,7 +96,8 @@ def write_answers(model: Foveated, batch: ClipBatch, z: Tensor, arm: str, *, max
         column = torch.where(running, logits.argmax(-1), end)
         if n < 2 and bins:
             slots = logits[:, base : base + bins]
-            ways = (readout.argmax(slots, values_K), readout.expectation(slots, values_K), readout.local_expectation(slots, values_K, window))
+            local = readout.local_expectation(slots, values_K, window)
+            ways = (readout.argmax(slots, values_K), readout.expectation(slots, values_K), local)
             is_bin = (column >= base) & (column < base + bins)
             read[:, :, n] = torch.where(is_bin[:, None], torch.stack(ways, 1).float(), float("nan"))
         columns.append(column)

@@ -80,7 +80,8 @@ def at_right_angles(queries: Tensor, ids: Collection[int | str]) -> Tensor:
     drawn = torch.randn(queries.shape, generator=torch.Generator().manual_seed(key)).to(queries)
     unit = F.normalize(queries, dim=-1)
     rest = drawn - (drawn * unit).sum(-1, keepdim=True) * unit
-    return F.normalize(rest, dim=-1) * queries.norm(dim=-1, keepdim=True)
+    turned: Tensor = F.normalize(rest, dim=-1) * queries.norm(dim=-1, keepdim=True)
+    return turned
 
 
 def up_to_frame(batch: ClipBatch, last: int) -> ClipBatch:

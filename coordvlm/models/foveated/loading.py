@@ -52,9 +52,9 @@ def check_patch(frame_size: int, patch: int, source: str) -> None:
 
 def load_foveated_tiny(
     *, frame_size: int, patch_size: int, vision_width: int, vision_depth: int, vision_heads: int, vision_mlp_ratio: int,
-    position_amplitude: float, tokenizer_size: int, padded_rows: int, extra_words: Sequence[str], hidden_size: int, intermediate_size: int, num_layers: int,
-    num_heads: int, max_length: int, initial_std: float, embedding_rms: float, image_mean: Sequence[float],
-    image_std: Sequence[float], seed: int,
+    position_amplitude: float, tokenizer_size: int, padded_rows: int, extra_words: Sequence[str], hidden_size: int,
+    intermediate_size: int, num_layers: int, num_heads: int, max_length: int, initial_std: float, embedding_rms: float,
+    image_mean: Sequence[float], image_std: Sequence[float], seed: int,
 ) -> LoadedFoveated:
     """Random parts of about a million weights in float32, and a tokenizer made on the spot: nothing is downloaded.
 
@@ -63,8 +63,8 @@ def load_foveated_tiny(
         position_amplitude: scale of the smooth initial positions (0: the library's random ones).
         tokenizer_size: largest vocabulary, special tokens included. padded_rows: rows of the table beyond the tokenizer.
         extra_words: words that should be short in tokens. max_length: positions of the language model.
-        initial_std: of the random weights of both parts. The library's 0.02 is for widths of thousands: at 128 what a query reads would be a
-            fiftieth of the query itself.
+        initial_std: of the random weights of both parts. The library's 0.02 is for widths of thousands: at 128 what a query reads would be
+            a fiftieth of the query itself.
         embedding_rms: root mean square of the words' embeddings.
         seed: of the random weights; the global generator is left as it was.
     """

@@ -1,8 +1,9 @@
 """The foveated video model: a coarse pass that plans where to look, and a fine pass that looks.
 
 The sequence is ``[question] [<coarse> | <fine>] z_1 .. z_T [answer]``. In the coarse pass every frame is read with one static query. The
-state at z_t then is the query of frame t + 1 in the fine pass; the first frame's is learned (``init``), or the state at the mode token, which
-has seen the question (``question``). Further fine passes take their queries from the one before. Patches are encoded once for all passes.
+state at z_t then is the query of frame t + 1 in the fine pass; the first frame's is learned (``init``), or the state at the mode token,
+which has seen the question (``question``). Further fine passes take their queries from the one before. Patches are encoded once for all
+passes.
 
 Shapes: B clips, T frames, L tokens, W width of the language model, D width of the vision tower, F = B * T frames, clip by clip.
 """
@@ -71,8 +72,9 @@ class Foveated(nn.Module):
     needs = FOVEATED_NEEDS
 
     def __init__(
-        self, vision: FoveatedVision, language: PreTrainedModel, vocab: CoordVocab, rows: CoordRows, *, queries: QueryPlan, token_rms: float,
-        iterations: int, heads: nn.ModuleDict, latents: Latents | None, freeze: Collection[str] = (), checkpoint_every: int = 0,
+        self, vision: FoveatedVision, language: PreTrainedModel, vocab: CoordVocab, rows: CoordRows, *, queries: QueryPlan,
+        token_rms: float, iterations: int, heads: nn.ModuleDict, latents: Latents | None, freeze: Collection[str] = (),
+        checkpoint_every: int = 0,
     ) -> None:
         super().__init__()
         if not (isinstance(token_rms, (int, float)) and math.isfinite(token_rms) and token_rms > 0):
@@ -213,7 +215,7 @@ class Foveated(nn.Module):
         output = read_output(
             found.hidden.flatten(0, 1), batch, set(needs) - mine, rows=self.rows, head_weight=self.head_weight, heads=self.heads
         )
-        extra: dict[str, Tensor] = {}
+        extra: dict[str, Any] = {}
         if "frame_entropy" in needs:
             assert found.looked.attention is not None
             extra["frame_entropy"] = normalised_entropy(found.looked.attention).mean((0, 2))
@@ -237,4 +239,6 @@ def normalised_entropy(attention: Tensor) -> Tensor:
     num = attention.shape[-1]
     if num < 2:
         return attention.new_zeros(attention.shape[:-1])
-    return torch.special.entr(attention).sum(-1) / math.log(num)
+    # not torch.special.entr: its slope at 0 is infinite, and a patch that top_k or a sharp query leaves nothing would make gradients NaN
+    entropy: Tensor = -(attention * attention.clamp_min(torch.finfo(attention.dtype).tiny).log()).sum(-1)
+    return entropy / math.log(num)

@@ -5,6 +5,7 @@ Shapes: B clips, T frames, W width of the language model, L tokens.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Collection
 
@@ -27,12 +28,14 @@ _FROM_STATES = ("llm", "diverse", "swapped")
 class QueryPlan(AtLeastFloat32):
     """The learned queries, and how the others are made.
 
-    ``static`` (of the coarse pass) and ``init`` (of the first fine frame) start from N(0, 1), the size that states have after the last norm.
+    ``static`` (of the coarse pass) and ``init`` (of the first fine frame) start from N(0, 1), the size of states after the last norm.
     Ten times smaller and they all but vanish beside the patches' keys: attention starts uniform and stays there.
 
     Args:
-        width: W. mode: of ``MODES``. first: the first frame's query: ``init``, the learned one, or ``question``, the state at the mode token.
-        trained: of ``coarse`` and ``fine``, the passes whose losses train. num_frames: T. A learned query that no trained pass reads is frozen.
+        width: W. mode: of ``MODES``. first: the first frame's query: ``init``, the learned one, or ``question``, the state at the mode
+            token.
+        trained: of ``coarse`` and ``fine``, the passes whose losses train. num_frames: T. A learned query that no trained pass reads is
+            frozen.
         seed: of the learned queries and of ``random`` and ``orthogonal``.
     """
 
@@ -57,7 +60,7 @@ class QueryPlan(AtLeastFloat32):
         return self.mode in _FROM_STATES
 
     def plan(self, hidden: Tensor, batch: ClipBatch, mode: str | None = None) -> Tensor:
-        """[B, T, W], queries of the next pass. hidden: [B, L, W], final states of the pass before. mode: another than the configured one."""
+        """[B, T, W], queries of the next pass. hidden: [B, L, W], final states of the pass before. mode: if not the configured one."""
         mode = self.mode if mode is None else mode
         shape = (len(batch), batch.num_frames, hidden.shape[-1])
         if mode == "fixed":
@@ -93,8 +96,9 @@ class QueryPlan(AtLeastFloat32):
         """
         if num > width:
             raise ConfigError(f"module.queries=orthogonal: {num} frames cannot have orthogonal queries in {width} dimensions")
-        q, _ = torch.linalg.qr(torch.randn(width, num, generator=torch.Generator().manual_seed(self.seed)))
-        return q.T.contiguous() * width**0.5
+        drawn = torch.randn(width, num, generator=torch.Generator().manual_seed(self.seed))
+        q: Tensor = torch.linalg.qr(drawn)[0]
+        return q.T.contiguous() * math.sqrt(width)
 
 
 def apart(queries: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ class FoveatedVision(nn.Module):
         super().__init__()
         if depth not in DEPTHS:
             raise ConfigError(f"model.attention.depth must be one of {', '.join(DEPTHS)}, got {depth!r}")
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not (math.isfinite(temperature) and temperature > 0):
+        number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+        if not number or not (math.isfinite(temperature) and temperature > 0):
             raise ConfigError(f"model.attention.temperature must be a number above 0, got {temperature!r}")
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ConfigError(f"model.attention.top_k must be an integer of at least 1, or null for all patches, got {top_k!r}")
@@ -137,7 +138,7 @@ class FoveatedVision(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """[F, n, D] -> [F, h, n, d]."""
-        return x.unflatten(-1, (self.tower.config.num_attention_heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], int(self.tower.config.num_attention_heads), -1).transpose(1, 2)
 
     @staticmethod
     def _rest(layer: Any, hidden: Tensor, read: Tensor) -> Tensor:
