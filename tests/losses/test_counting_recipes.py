@@ -19,7 +19,7 @@ from tests.recipes import ANSWERING, COUNTING
 DONE = {"done_bce": 3.0}
 WEIGHTS: dict[str, dict[str, float]] = {
     "three_stage_heads": {"point_three_stage": 1, **DONE},
-    "spatial": {"token_next_ce": 1, "token_hit_bce": 1, "token_offset": 1, "done_bce": 1},
+    "spatial": {"token_next_ce": 1, "token_hit_bce": 30, "token_offset": 3, "done_bce": 1},
     "point_l1": {"point_l1": 1, **DONE},
     "point_l2": {"point_l2": 1, **DONE},
     "point_smooth_l1": {"point_smooth_l1": 1, **DONE},
