@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -255,3 +256,16 @@ def test_a_field_the_model_does_not_give_is_refused(t: TinyClips) -> None:
 def test_settings_without_a_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_clips(**settings)
+
+
+@pytest.mark.parametrize("lowest", [float("-inf"), -500.0])  # as top_k leaves it; as a sharp query does, beyond what float32 holds
+def test_the_entropys_slope_is_a_number_where_a_patch_gets_nothing(lowest: float) -> None:
+    logits = torch.tensor([2.0, 1.0, 0.5, lowest], dtype=torch.float64, requires_grad=True)
+    normalised_entropy(logits.softmax(-1)).backward()
+    others = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    (torch.distributions.Categorical(logits=others).entropy() / math.log(4)).backward()
+    torch.testing.assert_close(logits.grad, torch.cat((others.grad, torch.zeros(1, dtype=torch.float64))), atol=1e-9, rtol=0)  # type: ignore[arg-type]
+    narrow = torch.tensor([2.0, 1.0, 0.5, lowest], requires_grad=True)
+    (normalised_entropy(narrow.softmax(-1)) - 2).clamp_min(0.0).backward()  # below the threshold of the hinge
+    assert narrow.grad is not None
+    assert narrow.grad.eq(0).all()
