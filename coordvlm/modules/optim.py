@@ -14,7 +14,7 @@ from coordvlm.modules.joint import JointOptimizer
 from coordvlm.utils.errors import ConfigError
 
 SCHEDULES = ("constant", "linear", "cosine")
-GROUPS = ("language", "vision", "merger", "adapter", "rows", "heads")
+GROUPS = ("language", "vision", "merger", "adapter", "rows", "queries", "heads")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class OptimSettings:
     Args:
         lr: learning rate of every group not named in ``group_lr``.
         group_lr: group -> learning rate; groups are ``language``, ``vision``, ``merger``, ``adapter`` (wherever it sits),
-            ``rows`` (new-token rows) and ``heads`` (regression).
+            ``rows`` (new-token rows), ``queries`` (of clips: numbers of size 1, which a rate for weights hardly moves) and ``heads``
+            (regression).
         weight_decay: on matrices; never on norms, biases, embeddings' new rows or the ViT's position table.
         betas, eps: Adam's.
         schedule: ``cosine``, ``linear`` or ``constant`` after warm-up, down to ``final_lr`` x lr.
@@ -79,6 +80,8 @@ def group_of(name: str) -> str:
         return "rows"
     if name.startswith("heads."):
         return "heads"
+    if name.startswith("queries."):
+        return "queries"
     if ".lora_" in name:
         return "adapter"
     if ".visual." in name:
