@@ -166,7 +166,7 @@ def test_a_restored_optimiser_goes_on_exactly(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"schedule": "cosinus"}, "optim.schedule must be one of constant, linear, cosine, got 'cosinus'"),
-     ({"group_lr": {"row": 1e-3}}, "optim.group_lr knows language, vision, merger, adapter, rows, heads, got row"),
+     ({"group_lr": {"row": 1e-3}}, "optim.group_lr knows language, vision, merger, adapter, rows, queries, heads, got row"),
      ({"lr": 0.0}, "optim.lr must be positive, got 0.0"),
      ({"lr": float("nan")}, "optim.lr must be positive, got nan"),
      ({"group_lr": {"rows": -1e-3}}, "optim.group_lr.rows must be positive, got -0.001"),
