@@ -63,6 +63,7 @@ class EncodedClip:
         frames: uint8[T, 3, S, S].
         size: (width, height) of the source frame.
         evidence: float32[T, 2] as in ``Clip``; NaN where unknown.
+        source: the video that is shown; several questions may be asked about one.
     """
 
     id: int | str
@@ -77,6 +78,7 @@ class EncodedClip:
     evidence: NDArray[np.float32]
     question: str = ""
     num_dropped: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class ClipBatch(Batch):
         attention_mask: bool[B, L], False on padding.
         mode_col: the column of the mode token: the length of the longest question. Frames are at ``mode_col + 1 + t``.
         kinds: B kinds of question. evidence: float32[B, T, 2], (x, y) in [0, 1], NaN where unknown.
+        sources: B videos, equal for questions about the same one.
     """
 
     frames: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 3, 0, 0, dtype=torch.uint8))
@@ -97,6 +100,7 @@ class ClipBatch(Batch):
     mode_col: int = 0
     kinds: tuple[str, ...] = ()
     evidence: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 2))
+    sources: tuple[str, ...] = ()
 
     @property
     def num_frames(self) -> int:

@@ -83,7 +83,7 @@ class ClipEncoder:
         return EncodedClip(
             id=sample.id, kind=sample.kind, question_ids=question, answer_ids=answer, answer_kind=kind, slot_bin=self.grid.encode(value),
             slot_value=value, frames=self._frames(sample), size=(sample.width, sample.height), evidence=sample.evidence,
-            question=sample.phrase or "",
+            question=sample.phrase or "", source=str(sample.meta.get("file_name", sample.id)),
         )
 
     def _answer(self, clip: Clip, where: object) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.float32]]:
@@ -180,5 +180,6 @@ def collate_clips(encoded: Sequence[EncodedClip], vocab: CoordVocab, *, num_fram
         attention_mask=torch.from_numpy(mask),
         mode_col=mode_col,
         kinds=tuple(e.kind for e in encoded),
+        sources=tuple(e.source for e in encoded),
         evidence=torch.from_numpy(np.stack([e.evidence for e in encoded])),
     )

@@ -39,8 +39,8 @@ class Written:
 def look_one_by_one(model: Foveated, batch: ClipBatch, cache: PatchCache, *, attention: bool = False) -> Pass:
     """Autoregressive inference: every query is the state at the frame before *as it was seen in this pass*. There is no coarse pass.
 
-    The first query is the learned one, or the state at ``<fine>`` where the model was trained with the question's. Modes without
-    queries from states are as in the fine pass.
+    The first query is the learned one, or the state at ``<fine>`` where the model was trained with the question's. What a mode does with
+    queries is done here, too; modes without queries from states are as in the fine pass.
     """
     num, frames = len(batch), batch.num_frames
     like = model.embed(batch, torch.zeros(num, frames, model.table.weight.shape[1], device=batch.input_ids.device), "fine")
@@ -56,17 +56,15 @@ def look_one_by_one(model: Foveated, batch: ClipBatch, cache: PatchCache, *, att
     queries: list[Tensor] = []
     looked: list[Looked] = []
     tokens: list[Tensor] = []
-    state = before[:, -1]
+    earlier, state = None, model.queries.first_of(before, batch)
     clips = torch.arange(num, device=batch.input_ids.device) * frames
     for t in range(frames):
-        query = model.queries.first_of(before, batch) if t == 0 else state
-        if given is not None:
-            query = given[:, t]
+        query = model.queries.stepped(state, earlier, batch) if given is None else given[:, t]
         queries.append(query)
         seen, token = model.look(cache.frames(clips + t), query, attention=attention)
         looked.append(seen)
         tokens.append(token)
-        state = step(token[:, None].to(like.dtype), start + t + 1)[:, -1]
+        earlier, state = state, step(token[:, None].to(like.dtype), start + t + 1)[:, -1]
     z = torch.stack(tokens, 1)
     maps = None
     if attention:  # [layers, B, h, N] per frame -> [layers, B * T, h, N], clip by clip

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from coordvlm.contracts import ClipBatch
 from coordvlm.models.wide import AtLeastFloat32
-from coordvlm.utils.errors import ConfigError
+from coordvlm.utils.errors import ConfigError, ContractError
 
 #: ``llm``: the state at the frame before. ``fixed``: the static query, again. ``random``: drawn anew for every frame. ``orthogonal``: one
 #: fixed query per frame, at right angles to those of the others. ``diverse``: ``llm`` without its part along the frame before's query.
-#: ``swapped``: those of the next clip in the batch: a control.
+#: ``swapped``: those of another clip of the batch, see ``others``: a control.
 MODES = ("llm", "fixed", "random", "orthogonal", "diverse", "swapped")
 FIRST = ("init", "question")
 #: Those that read states of the pass before.
@@ -71,7 +71,7 @@ class QueryPlan(AtLeastFloat32):
             return self.orthogonal(shape[1], shape[2]).to(hidden).expand(shape)
         planned = torch.cat((self.first_of(hidden, batch)[:, None], hidden[:, batch.mode_col + 1 : batch.answer_col - 1]), 1)
         if mode == "swapped":
-            return planned.roll(1, 0)
+            return planned[_others(batch)]
         return apart(planned) if mode == "diverse" else planned
 
     def first_of(self, hidden: Tensor, batch: ClipBatch) -> Tensor:
@@ -79,6 +79,14 @@ class QueryPlan(AtLeastFloat32):
         if self.first == "init":
             return self.init.to(hidden.dtype).expand(len(batch), -1)
         return hidden[:, batch.mode_col]
+
+    def stepped(self, state: Tensor, before: Tensor | None, batch: ClipBatch) -> Tensor:
+        """[B, W], the query that a state [B, W] gives where frames are looked at one by one. before: the state one frame earlier."""
+        if self.mode == "swapped":
+            return state[_others(batch)]
+        if self.mode == "diverse" and before is not None:
+            return apart(torch.stack((before, state), 1))[:, 1]
+        return state
 
     def drawn(self, batch: ClipBatch, like: Tensor) -> Tensor:
         """[B, T, W] from N(0, 1). In evaluation by (seed, clip id), so that batches do not matter; in training anew each time."""
@@ -99,6 +107,29 @@ class QueryPlan(AtLeastFloat32):
         drawn = torch.randn(width, num, generator=torch.Generator().manual_seed(self.seed))
         q: Tensor = torch.linalg.qr(drawn)[0]
         return q.T.contiguous() * math.sqrt(width)
+
+
+def others(batch: ClipBatch) -> Tensor | None:
+    """long[B], whose queries stand in for each clip's own: the nearest clip before it, round and round, that shows another video, of its
+    own kind of question where there is one. Clips of one video have much the same plan. None where the whole batch shows one."""
+    num = len(batch)
+    sources, kinds = batch.sources or tuple(map(str, batch.ids)), batch.kinds or ("",) * num
+    found = []
+    for b in range(num):
+        before = [c for c in ((b - n) % num for n in range(1, num)) if sources[c] != sources[b]]
+        if not before:
+            return None
+        found.append(next((c for c in before if kinds[c] == kinds[b]), before[0]))
+    return torch.tensor(found, device=batch.input_ids.device)
+
+
+def _others(batch: ClipBatch) -> Tensor:
+    if (found := others(batch)) is None:
+        raise ContractError(
+            f"module.queries=swapped gives a clip the queries of another, and a batch of {len(batch)} shows one video alone; "
+            "see data.batch_size and data.eval_batch_size"
+        )
+    return found
 
 
 def apart(queries: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def test_cached_decoding_is_recomputing(arm: str) -> None:
 
 
 @pytest.mark.parametrize("depth", ["deep", "shallow"])
-@pytest.mark.parametrize("queries", [m for m in MODES if m != "swapped"])  # which is the clip's neighbour's by design
+@pytest.mark.parametrize("queries", MODES)
 def test_looking_frame_by_frame_is_recomputing(depth: str, queries: str) -> None:
     """Every query is the state at the frame before, in a pass over the frames so far without a cache."""
     t = tiny_clips(double=True, depth=depth, queries=queries, first="init")
@@ -62,13 +62,19 @@ def test_looking_frame_by_frame_is_recomputing(depth: str, queries: str) -> None
         found = look_one_by_one(t.model, batch, cache, attention=True)
         z = torch.zeros(3, 3, 32).double()
         drawn = None if t.model.queries.from_states else t.model.queries.plan(t.model.states(batch, z, "fine"), batch)
-        before = t.model.queries.init.expand(3, -1)
+        raw = [t.model.queries.init.expand(3, -1)]
         for frame in range(3):
-            query = before if drawn is None else drawn[:, frame]
+            query = raw[-1] if drawn is None else drawn[:, frame]
+            if queries == "diverse" and frame:
+                along = raw[-2] / raw[-2].norm(dim=-1, keepdim=True)
+                query = query - (query * along).sum(-1, keepdim=True) * along
+                query = query * raw[-1].norm(dim=-1, keepdim=True) / query.norm(dim=-1, keepdim=True)
+            elif queries == "swapped":
+                query = query[[2, 0, 1]]
             seen = t.model.look(cache.frames(torch.arange(3) * 3 + frame), query)[1]
             z[:, frame] = seen
             torch.testing.assert_close(found.queries.view(3, 3, -1)[:, frame], query, atol=1e-5, rtol=0)
-            before = t.model.states(batch, z, "fine")[:, batch.mode_col + 1 + frame]
+            raw.append(t.model.states(batch, z, "fine")[:, batch.mode_col + 1 + frame])
     torch.testing.assert_close(found.z, z, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.hidden, t.model.states(batch, z, "fine"), atol=1e-5, rtol=0)
     assert found.looked.attention is not None

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from coordvlm.contracts import ClipBatch
-from coordvlm.models.foveated.queries import FIRST, MODES, QueryPlan, apart
-from coordvlm.utils.errors import ConfigError
+from coordvlm.models.foveated.queries import FIRST, MODES, QueryPlan, apart, others
+from coordvlm.utils.errors import ConfigError, ContractError
 from tests.clips import WIDTH, tiny_clips
 
 
@@ -85,6 +85,17 @@ def test_swapped_queries_are_those_of_the_next_clip(batch: ClipBatch) -> None:
     raw, found = plan().plan(hidden, batch), plan("swapped").plan(hidden, batch)
     torch.testing.assert_close(found[1], raw[0], atol=0, rtol=0)
     torch.testing.assert_close(found[0], raw[2], atol=0, rtol=0)
+
+
+def test_swapped_queries_are_those_of_another_video_and_of_the_same_kind_where_there_is_one(batch: ClipBatch) -> None:
+    two = replace(batch, sources=("a", "a", "b"))
+    assert others(two).tolist() == [2, 2, 1]  # type: ignore[union-attr]
+    kinds = replace(batch, sources=("a", "b", "c"), kinds=("qa", "cue", "qa"))
+    assert others(kinds).tolist() == [2, 0, 0]  # type: ignore[union-attr]
+    one = replace(batch, sources=("a", "a", "a"))
+    assert others(one) is None
+    with pytest.raises(ContractError, match="a batch of 3 shows one video alone"):
+        plan("swapped").plan(states(batch), one)
 
 
 def test_random_queries_of_an_evaluation_belong_to_the_clip_whatever_the_batch(batch: ClipBatch) -> None:
