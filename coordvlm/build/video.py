@@ -59,6 +59,8 @@ def clip_settings(cfg: DictConfig, losses: WeightedSum) -> dict[str, Any]:
         settings["readout"] = given[0]
     if settings["readout"] not in given:
         raise ConfigError(f"decode.readout={settings['readout']} is not trained by this loss, which gives {', '.join(given)}")
+    if settings["max_new_tokens"] is None:
+        raise ConfigError("decode.max_new_tokens must be a number in task=video: it is not measured on training answers")
     if settings["grammar"] or settings["score"] != "one":
         raise ConfigError("decode.grammar and decode.score have no meaning in task=video: leave them at false and 'one'")
     return settings
@@ -125,7 +127,9 @@ def build_looker(cfg: DictConfig, model: Model, settings: dict[str, Any]) -> Loo
         settings: of ``clip_settings``.
     """
     trained = arm_weights(cfg.module.coarse_weight, cfg.module.fine_weight)
+    given = clip_readouts(instantiate(cfg.loss).needs)
     return Looker(
         model.backbone, model.tokenizer, main="fine" if "fine" in trained else "coarse", arms=tuple(settings["arms"]),  # type: ignore[arg-type]
         max_new_tokens=settings["max_new_tokens"], window=settings["local_window"], bin_values=model.grid.bin_values(),  # type: ignore[union-attr]
+        point_tokens=given != (POINT_HEADS,),
     )

@@ -90,7 +90,7 @@ def diagnose(experiment: Any, *, asked: str, clips: int, pictures: int) -> Fovea
     model: Foveated = looker.model
     device = next(model.parameters()).device
     needs = experiment.losses.needs
-    sums = _Sums(points="point_xy" in needs, draws="latent" in needs)
+    sums = _Sums(points="point_xy" in needs, draws="latent" in needs, point_tokens=looker.point_tokens)
     for batch in _batches(experiment, asked, clips):
         batch = batch.to(device)
         sums.add(model, batch, looker.passes(batch, attention=True), pictures)
@@ -98,9 +98,11 @@ def diagnose(experiment: Any, *, asked: str, clips: int, pictures: int) -> Fovea
 
 
 class _Sums:
-    """What is collected over batches. points: whether a head reads points. draws: whether frames' latents are drawn."""
+    """What is collected over batches. points: whether a head reads points. draws: whether frames' latents are drawn. point_tokens: whether
+    the tokens of points are trained; a loss of others says nothing."""
 
-    def __init__(self, *, points: bool, draws: bool) -> None:
+    def __init__(self, *, points: bool, draws: bool, point_tokens: bool) -> None:
+        self.point_tokens = point_tokens
         self.points, self.draws, self.clips, self.grid = points, draws, 0, (0, 0)
         self.maps: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
         self.places: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
@@ -142,8 +144,9 @@ class _Sums:
     def _arm(self, arm: str) -> ArmLooks:
         facts = self.facts[arm]
         parts, more = self.frames[arm], {}
-        if parts:
+        if parts and (self.point_tokens or not any(p.points for p in parts)):
             more["frame_loss"] = np.sum([p.nll for p in parts], 0) / sum(p.tokens for p in parts)
+        if parts:
             errors = [p.error for p in parts if p.error is not None]
             if errors and (number := sum(p.points for p in parts)):
                 more["frame_error"] = np.sum(errors, 0) / number

@@ -15,7 +15,8 @@ control's; they need a trained fine pass and nothing else.
 With several kinds of question, ``<name>.<kind>`` is the same of one kind.
 
 Who is counted: a clip without a prediction is wrong in every arm. A clip that an arm was not tried on (swapping queries takes two clips) is
-left out of that arm and of its differences. Losses are over clips with an answer, medians over those that gave a point; what is missing is
+left out of that arm and of its differences. An arm that no token was counted of (points read by heads, whose tokens are not trained) has no
+loss, no ``token_acc`` and no ratio. Losses are over clips with an answer, medians over those that gave a point; what is missing is
 counted. A loss that is not finite makes every metric of it undefined.
 
 "On a side of 384" means both axes scaled to 384 px. Shapes: I clips, B replicates.
@@ -139,7 +140,7 @@ class FoveationMetric(CollectingMetric):
                 continue
             both = of & tables["fine"].tried & tables[arm].tried
             fine, other = (tables[name].under(weights, both) for name in ("fine", arm))
-            if arm == "coarse":
+            if arm == "coarse" and {"loss"} <= fine.keys() & other.keys():
                 out[self.ratio] = _quotient(other["loss"], fine["loss"])
             if "acc" in fine:
                 out[drop] = fine["acc"] - other["acc"]
@@ -154,7 +155,7 @@ class ArmColumns:
     Attributes:
         tried: the arm was asked, or the clip has no prediction at all. nll, tokens, correct: of the true answer; 0 without an answer, and
             NaN where -log p is not finite. right: 1 where the whole answer is. asked: the answer is a point. error, error384: px to it;
-            NaN without one. lost: it was asked for a point and gave none.
+            NaN without one. lost: it was asked for a point and gave none. told: tokens were counted, or it never answered.
     """
 
     def __init__(self, truth: ClipTruth, predictions: Mapping[int, Prediction], arm: str) -> None:
@@ -179,12 +180,13 @@ class ArmColumns:
                 off = np.subtract(answer.point_px, point)
                 self.error[at] = np.hypot(*off)
                 self.error384[at] = np.hypot(*(off * _SIDE / truth.image_wh[at]))
+        self.told = bool(self.tokens.any()) or not any(_answer(p, arm) for p in predictions.values())
         self.lost = self.asked & self.tried & ~np.isfinite(self.error)
 
     def under(self, weights: FloatArray, of: BoolArray) -> dict[str, FloatArray]:
         """Every metric of the arm over the clips ``of`` bool[I]; those of words or points only where there are such clips."""
         words, points = of & ~self.asked, of & self.asked
-        sums = {"token_acc": (self.correct, self.tokens), "loss": (self.nll, self.tokens)}
+        sums = {"token_acc": (self.correct, self.tokens), "loss": (self.nll, self.tokens)} if self.told else {}
         sums = {name: (np.where(of, top, 0.0), np.where(of, bottom, 0.0)) for name, (top, bottom) in sums.items()}
         if words.any():
             counted = (words & self.tried).astype(np.float64)

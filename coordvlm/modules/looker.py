@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from coordvlm.contracts import ArmAnswer, ClipBatch, ModelOutput, Prediction, Record
 from coordvlm.models.foveated.decoding import Written, look_one_by_one, write_answers
 from coordvlm.models.foveated.model import Foveated, Pass
+from coordvlm.models.foveated.queries import others
 from coordvlm.models.foveated.vision import PatchCache
 from coordvlm.utils.errors import ConfigError
 
@@ -40,13 +41,15 @@ class Looker:
         main: the arm whose answer is reported: ``fine``, or ``coarse`` where only that was trained.
         arms: of ``LOOKS``, those that are evaluated.
         max_new_tokens: of an answer. window: of the read-out ``local``. bin_values: float[K].
+        point_tokens: whether the tokens of points are trained. Where only heads are, how likely those tokens are says nothing: clips that
+            ask for a point then count no token.
     """
 
     asks_once = True
 
     def __init__(
         self, model: Foveated, tokenizer: PreTrainedTokenizerBase, *, main: str, arms: Sequence[str], max_new_tokens: int, window: int,
-        bin_values: Tensor,
+        bin_values: Tensor, point_tokens: bool,
     ) -> None:
         if unknown := [a for a in arms if a not in LOOKS]:
             raise ConfigError(f"decode.arms knows {', '.join(LOOKS)}, got {unknown[0]!r}")
@@ -56,6 +59,7 @@ class Looker:
             raise ConfigError(f"decode.max_new_tokens must be at least 1, got {max_new_tokens}")
         self.model, self.tokenizer, self.main, self.arms = model, tokenizer, main, tuple(arms)
         self.max_new_tokens, self.window, self.bin_values = max_new_tokens, window, bin_values
+        self.point_tokens = point_tokens
 
     @torch.no_grad()
     def ask(self, batch: ClipBatch, readouts: Sequence[str], *, once: bool = False) -> dict[str, list[Prediction]]:
@@ -77,12 +81,12 @@ class Looker:
     def passes(self, batch: ClipBatch, *, attention: bool = False) -> dict[str, tuple[ClipBatch, Pass]]:
         """Arm -> the batch as it was shown and the pass over it. Frames are encoded once, and once more for ``no_image``.
 
-        A batch of one clip has no other whose queries could be swapped in: ``swap`` is left out.
+        ``swap`` takes the queries of ``others``; a batch of one clip, or of one video, has none, and ``swap`` is left out.
         """
         model, cache = self.model, self.model.encode(batch.frames)
         out: dict[str, tuple[ClipBatch, Pass]] = {}
         coarse = model.coarse(batch, cache, attention=attention)
-        last = self._before_last(batch, cache, coarse)
+        last, swapped_with = self._before_last(batch, cache, coarse), others(batch)
         for arm in self.arms:
             if arm == "coarse":
                 out[arm] = batch, coarse
@@ -90,9 +94,9 @@ class Looker:
                 out[arm] = batch, model.fine(batch, cache, last, attention=attention)
             elif arm == "auto":
                 out[arm] = batch, look_one_by_one(model, batch, cache, attention=attention)
-            elif arm == "random" or (arm == "swap" and len(batch) > 1):
+            elif arm == "random" or (arm == "swap" and swapped_with is not None):
                 planned = model.queries.plan(last.hidden, batch, "random" if arm == "random" else None)
-                queries = planned if arm == "random" else planned.roll(1, 0)
+                queries = planned if arm == "random" else planned[swapped_with]
                 out[arm] = batch, model.fine_at(batch, cache, queries, attention=attention)
             elif arm in ("no_image", "no_text"):
                 shown = without_frames(batch) if arm == "no_image" else without_text(batch)
@@ -118,6 +122,8 @@ class Looker:
         needs = {"text_nll", "text_correct", "slot_logits", "slot_lse", "slot_correct"} | heads
         output = self.model.read(found, shown, needs)
         nll, number, correct = _sums(output, shown)
+        if not self.point_tokens:
+            nll, number, correct = (x.index_fill(0, shown.ask_sample, 0) for x in (nll, number, correct))
         written: Written | None = None
         if not once or len(batch.ask_sample):
             mode = "coarse" if arm == "coarse" else "fine"

@@ -32,7 +32,8 @@ def experiment(tiny: TinyClips, *, diagnosed: int = 4, pictures: int = 2, arms: 
         source_clip=range(NUM), sizes=[(SIZE, SIZE)] * NUM, points=[None] * NUM,
     )
     looker = Looker(
-        tiny.model, tiny.tokenizer, main="fine", arms=arms, max_new_tokens=2, window=3, bin_values=tiny.grid.bin_values()
+        tiny.model, tiny.tokenizer, main="fine", arms=arms, max_new_tokens=2, window=3, bin_values=tiny.grid.bin_values(),
+        point_tokens=True,
     )
     return SimpleNamespace(
         truth=truth, module=SimpleNamespace(backbone=tiny.model, answerer=looker),

@@ -198,3 +198,11 @@ def test_bad_input_is_refused_by_name() -> None:
     for weight in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="coarse_weight must be a number of at least 0"):
             FoveationMetric(num_replicates=0, seed=0, coarse_weight=weight, fine_weight=1)
+
+
+def test_an_arm_without_counted_tokens_has_no_loss_and_no_ratio() -> None:
+    truth = clips((10.0, 10.0), (50.0, 50.0))
+    arms = {"coarse": (0.0, 0, 0, (20.0, 10.0)), "fine": (0.0, 0, 0, (12.0, 10.0))}
+    found = values(truth, [said(1, arms), said(2, arms)])
+    assert not [name for name in found if name.startswith(("loss", "token_acc", "ratio_"))]
+    assert found["px_ratio"] < 1

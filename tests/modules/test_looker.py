@@ -20,7 +20,10 @@ def t() -> TinyClips:
 
 
 def looker(t: TinyClips, **settings: Any) -> Looker:
-    options = {"main": "fine", "arms": LOOKS, "max_new_tokens": 4, "window": 16, "bin_values": t.grid.bin_values().double(), **settings}
+    options = {
+        "main": "fine", "arms": LOOKS, "max_new_tokens": 4, "window": 16, "bin_values": t.grid.bin_values().double(),
+        "point_tokens": True, **settings,
+    }
     return Looker(t.model, t.tokenizer, **options)
 
 
@@ -72,6 +75,15 @@ def test_one_clip_alone_has_no_other_to_swap_with(t: TinyClips) -> None:
     assert "swap" not in found(t, t.batch(questions=["Which?"], answers=["no"]))
 
 
+def test_questions_about_one_video_are_not_swapped_with_each_other(t: TinyClips) -> None:
+    batch = t.batch()
+    batch = replace(batch, sources=("a", "b", "b"))
+    seen = found(t, batch)
+    own, swapped = (seen[arm].queries.view(3, 3, -1) for arm in ("fine", "swap"))
+    torch.testing.assert_close(swapped, own[[2, 0, 0]], atol=0, rtol=0)
+    assert "swap" not in found(t, replace(batch, sources=("b", "b", "b")))
+
+
 def test_answers_carry_the_loss_of_the_truth(t: TinyClips) -> None:
     batch = t.batch(answers=["circle", (10.0, 31.0), "no"])
     answers = looker(t).ask(batch, ("local",))["local"]
@@ -86,6 +98,15 @@ def test_answers_carry_the_loss_of_the_truth(t: TinyClips) -> None:
         assert arm.nll == pytest.approx(float(expected), abs=1e-4)
         assert arm.num_tokens == int(words.sum() + slots.sum())
         assert arm.num_correct == int(out.text_correct[words].sum() + out.slot_correct[slots].sum())
+
+
+def test_tokens_of_points_that_are_not_trained_count_for_nothing(t: TinyClips) -> None:
+    batch = t.batch(answers=["circle", (10.0, 31.0), "no"])
+    counted, left = ({p.sample_id: p.arms for p in looker(t, point_tokens=k).ask(batch, ("local",))["local"]} for k in (True, False))
+    words, point = batch.ids[0], batch.ids[1]
+    assert left[words] == counted[words]
+    assert {(a.nll, a.num_tokens, a.num_correct) for a in left[point]} == {(0.0, 0, 0)}
+    assert {a.num_tokens for a in counted[point]} == {3}
 
 
 def test_answers_do_not_depend_on_the_batch_but_for_the_swap(t: TinyClips) -> None:
