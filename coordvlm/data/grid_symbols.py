@@ -3,8 +3,8 @@
 Three kinds of question, of which the last two name no place:
 
 - ``qa``: the text names a cell; what stands there in the last frame?
-- ``cue``: a frame around one cell of frame 0 says which cell of the last frame is asked for. Frame 0 must be read before it is known where
-  the last one is to be read.
+- ``cue``: a ring around one cell of frame 0 (with more than two frames: of the one before the last) says which cell of the last frame is
+  asked for. That frame must be read before it is known where the last one is to be read.
 - ``global``: what stands in a cell of the last frame that nobody names? The best answer is how often each symbol occurs, so no place is
   better than another, and its loss ends at the entropy of that, not at 0: a ratio of two losses near 0 would be noise.
 
