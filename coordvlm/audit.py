@@ -39,6 +39,11 @@ def check(cfg: DictConfig) -> None:
             "audit looks at boxes and phrases; points to count (task=count) are checked when they are read, so train and eval refuse what "
             "is wrong with them"
         )
+    if cfg.task == "video":
+        raise ConfigError(
+            "audit looks at boxes and phrases in images; clips (task=video) are checked when they are read, so train and eval refuse what "
+            "is wrong with them"
+        )
     if not isinstance(cfg.audit.full, bool):
         raise ConfigError(f"audit.full must be true or false, got {cfg.audit.full!r}")
     for key, least in _AT_LEAST.items():

@@ -44,6 +44,10 @@ NEVER_DONE = (
     "this run was trained with sequence.mode=regression: it never learnt whether all is marked, so it points at the next object where the "
     "marks are known (coordvlm.eval) and cannot count; train with sequence.mode=mixed to count"
 )
+OF_CLIPS = (
+    "this run is of task=video: it answers about clips, and predict and coordvlm.load ask about images; coordvlm.eval asks it about the "
+    "clips of a data set: python -m coordvlm.eval run=... data=video data.root=..."
+)
 #: Bytes of opened images that are counted at once: each is drawn on at every step, so it stays in memory at its own size.
 _FRAME_BYTES = 2**30
 _Item = TypeVar("_Item")
@@ -71,6 +75,8 @@ class Predictor:
         for key, value in (("accelerator", devices.accelerator), ("devices", 1), ("precision", devices.precision)):
             OmegaConf.update(cfg, f"trainer.{key}", value)  # what is built may ask where it will run
         self.task = task_of(cfg)
+        if self.task == "video":
+            raise ConfigError(OF_CLIPS)
         if self.task == "count" and checkpoint is None:
             raise ConfigError(UNTRAINED)
         if self.task == "count" and not teaches_done(cfg):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from coordvlm.contracts import GroundTruth, PhraseTruth, PointTruth, Sample
+from coordvlm.contracts import Clip, ClipTruth, GroundTruth, PhraseTruth, PointTruth, Sample
 from coordvlm.data.source import SPLITS, DataSource
 from coordvlm.utils.errors import ConfigError
 
@@ -41,6 +41,7 @@ class FirstBatch:
         self._names = source.class_names
         classes = source.truth("val")
         self._is_grounding, self._is_counting = isinstance(classes, PhraseTruth), isinstance(classes, PointTruth)
+        self._is_video = isinstance(classes, ClipTruth)
         known = dict(zip(classes.category_ids.tolist(), classes.category_names, strict=True))
         known |= {int(o.category_id): o.desc for s in samples for o in s.objects if o.category_id is not None}
         self._classes = dict(sorted(known.items()))
@@ -65,6 +66,8 @@ class FirstBatch:
             return self._phrases()
         if self._is_counting:
             return self._counts()
+        if self._is_video:
+            return self._clips()
         objects = [(s, o) for s in self._samples for o in s.objects]
         boxes = np.asarray([o.box_xyxy_px for _, o in objects], dtype=np.float64).reshape(-1, 4)
         return GroundTruth(
@@ -97,6 +100,15 @@ class FirstBatch:
             ids=ids, categories=[str(s.category) for s in self._samples], source_image=ids,
             image_wh=np.asarray([(s.width, s.height) for s in self._samples], dtype=np.float64),
             points=[np.asarray([o.point_px for o in s.objects], dtype=np.float64).reshape(-1, 2) for s in self._samples],
+        )
+
+    def _clips(self) -> ClipTruth:
+        """Each sample counts as a clip of its own."""
+        clips = [s for s in self._samples if isinstance(s, Clip)]
+        ids = [int(c.id) for c in clips]
+        return ClipTruth.of(
+            ids=ids, questions=[c.phrase or "" for c in clips], answers=[c.answer for c in clips], kinds=[c.kind for c in clips],
+            source_clip=ids, sizes=[(c.width, c.height) for c in clips], points=[c.point_px for c in clips],
         )
 
     def dropped(self, name: str) -> Mapping[str, int]:

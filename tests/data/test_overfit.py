@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from coordvlm.contracts import PointTruth
+from coordvlm.contracts import Clip, ClipTruth, PointTruth
 from coordvlm.data.loader import first_samples
 from coordvlm.data.overfit import FirstBatch
 from coordvlm.data.source import SPLITS, DataSource
 from coordvlm.utils.errors import ConfigError
 from tests.data.test_dots import dots
 from tests.data.test_filtered import shapes
+from tests.data.test_grid_symbols import source as symbols
+from tests.data.test_moving_ball import source as ball
 from tests.e2e import coco
 
 
@@ -78,3 +82,18 @@ def test_samples_to_count_are_asked_as_held_out_ones_where_they_are_scored() -> 
     source = FirstBatch(dots(), first_samples(dots(), batch_size=2, seed=0))
     for name in SPLITS:
         assert [source.split(name).sample(i, 1).meta["split"] for i in range(2)] == [name] * 2
+
+
+@pytest.mark.parametrize("kind", ["words", "points"])
+def test_clips_have_the_truth_of_clips(kind: str) -> None:
+    made: Any = symbols() if kind == "words" else ball()
+    samples = first_samples(made, batch_size=3, seed=0)
+    source = FirstBatch(made, samples)
+    truth = source.truth("test")
+    assert isinstance(truth, ClipTruth)
+    for at, clip in enumerate(sorted(samples, key=lambda c: int(c.id))):
+        assert isinstance(clip, Clip)
+        assert (truth.image_ids[at], truth.source_image[at], truth.image_wh[at].tolist()) == (clip.id, clip.id, [clip.width, clip.height])
+        assert (truth.questions[at], truth.answers[at], truth.kinds[at]) == (clip.phrase, clip.answer, clip.kind)
+        assert truth.point_of(int(clip.id)) == clip.point_px
+        assert (clip.point_px is None) is (kind == "words")

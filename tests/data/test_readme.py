@@ -22,9 +22,8 @@ IMAGES = (
     "mine/images/cat.jpg", "mine/images/street.jpg", "mine/images/sofa.jpg", "mycoco/images/cat.jpg", "mycoco/images/sofa.jpg",
     "coco8/images/train/cat.jpg", "coco8/images/train/street.jpg", "coco8/images/val/sofa.jpg", "VOC2007/JPEGImages/000005.jpg",
     "VOC2007/JPEGImages/000007.jpg", "refexp/dogs.jpg", "refexp/cats.jpg", "counts/images/bowl.jpg", "counts/images/tree.jpg",
-    "counts/images/table.jpg",
+    "counts/images/table.jpg", *(f"clips/frames/{clip}/{i}.jpg" for clip in ("street", "kitchen") for i in range(3)),
 )
-#: Sources of points, which choose task=count.
 
 
 @dataclass(frozen=True)

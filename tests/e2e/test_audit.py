@@ -220,6 +220,7 @@ def test_missing_data_is_a_finding(tmp_path: Path) -> None:
     (("audit.num_image=3",), "no such key audit.num_image; nearest: audit.num_images"),
     (("audit.num_images=-1",), "audit.num_images must be an integer of at least 0, got -1"),
     (("data=dots",), "audit looks at boxes and phrases; points to count (task=count) are checked when they are read"),
+    (("data=grid_symbols",), "audit looks at boxes and phrases in images; clips (task=video) are checked when they are read"),
     (("audit.full=maybe",), "audit.full must be true or false, got 'maybe'"),
     (("audit.near_duplicate_iou=0",), "audit.near_duplicate_iou must be above 0 and at most 1, got 0"),
 ])
