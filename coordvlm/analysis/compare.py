@@ -22,7 +22,7 @@ from coordvlm.contracts import ClipTruth, GroundTruth, PointTruth
 from coordvlm.metrics.floor import Floor
 from coordvlm.reports.compare_data import Comparison, Disagreement, Estimate, GroupResult, PairResult, RunRow
 from coordvlm.reports.floor import floor_of
-from coordvlm.reports.foveation_names import is_struck
+from coordvlm.reports.foveation_names import are_of_clips, is_struck
 from coordvlm.reports.tables import describe, primary, task_of
 from coordvlm.utils.errors import ConfigError, DataError
 from coordvlm.utils.overrides import hint, nearest
@@ -131,7 +131,7 @@ def _metrics(runs: Sequence[Run], question: Question, metric: str) -> tuple[list
         raise ConfigError(f"metric={metric}: {lacking.folder} has no such metric{hint(nearest(metric, sorted(there)))}")
     mine = [m for m in (*question.metrics, *question.verdict_metrics) if task_of(m) in ("", task_of(primary(there)))]
     asked = list(dict.fromkeys((metric, *mine)))
-    bare = "pck384_5" in there or "token_acc" in there  # counting and clips have no parser and match no boxes
+    bare = "pck384_5" in there or are_of_clips(there)  # counting and clips have no parser and match no boxes
     missed = [m for m in asked if m not in there and task_of(m) != "video" and (task_of(m) or not bare)]  # clips have words or points
     return [m for m in asked if m in there], missed
 

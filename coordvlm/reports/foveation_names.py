@@ -75,9 +75,14 @@ def of_clips(name: str) -> bool:
     return is_struck(name) or _OF_VIDEO.fullmatch(name.partition(".")[0]) is not None
 
 
+def are_of_clips(metrics: Container[str]) -> bool:
+    """Whether an evaluation with these metrics is one of clips: answers in tokens, or points that heads alone are trained on."""
+    return any(name in metrics for name in ("token_acc", "pck384_20_fine", "pck384_20_coarse"))
+
+
 def judged_by(metrics: Container[str]) -> tuple[str, ...]:
     """``FOVEATION`` as far as it is there; () where these are no metrics of clips."""
-    return tuple(name for name in FOVEATION if name in metrics) if "token_acc" in metrics else ()
+    return tuple(name for name in FOVEATION if name in metrics) if are_of_clips(metrics) else ()
 
 
 def describe_clips(name: str) -> tuple[str, int] | None:

@@ -50,7 +50,8 @@ def _short(name: str, value: float) -> str:
 def arms(run: RunSummary) -> Markup:
     """Every way of looking beside its controls, and the ratio under its right name."""
     title = "Ways of looking"
-    present = [arm for arm in ARM_WORDS if _metric(run, f"loss_{arm}") is not None]
+    asked = ("loss", "pck384_20")  # tokens of points that only heads are trained on have no loss
+    present = [arm for arm in ARM_WORDS if any(_metric(run, f"{name}_{arm}") is not None for name in asked)]
     if not present:
         return section("arms", title, missing("No way of looking was evaluated."))
     columns = [("acc", "answers right", True), ("token_acc", "tokens right", False), ("loss", "nats per token", False)]
@@ -79,7 +80,9 @@ def ratio(run: RunSummary) -> Child:
     if unmatched is not None:
         words = join(tag("s", f"{_UNMATCHED} {unmatched.value:.4f}"), " ", UNMATCHED_WHY)
         return tag("div", words, class_="alert warn", role="note")
-    return missing("No ratio of losses: only one of the passes was evaluated, or the fine pass was not trained.")
+    return missing(
+        "No ratio of losses: only one of the passes was evaluated, the fine pass was not trained, or points are read by heads alone."
+    )
 
 
 def _range(item: Interval) -> str:

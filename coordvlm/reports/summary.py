@@ -15,6 +15,7 @@ from coordvlm.metrics.looking import FoveationFindings
 from coordvlm.metrics.offset import Offset
 from coordvlm.metrics.phrase_controls import Control
 from coordvlm.reports.base_beside import BaseComparison
+from coordvlm.reports.foveation_names import are_of_clips
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -77,7 +78,7 @@ class RunSummary:
     @property
     def clips(self) -> bool:
         """Whether questions about clips were answered."""
-        return isinstance(self.truth, ClipTruth) or (self.evaluation is not None and "token_acc" in self.evaluation.metrics)
+        return isinstance(self.truth, ClipTruth) or (self.evaluation is not None and are_of_clips(self.evaluation.metrics))
 
     @property
     def status(self) -> str:

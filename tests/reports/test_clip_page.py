@@ -16,6 +16,7 @@ from PIL import Image
 from coordvlm.contracts import ArmAnswer, ClipTruth, Prediction
 from coordvlm.metrics.foveation import FoveationMetric
 from coordvlm.metrics.looking import FoveationFindings, SeenClip, summarise
+from coordvlm.reports.foveation_names import are_of_clips
 from coordvlm.reports.run_report import write_run_report
 from coordvlm.reports.sections_foveation import MATCHED_WHY, UNMATCHED_WHY
 from coordvlm.reports.sections_looks import choose_answers, point_errors
@@ -124,6 +125,22 @@ def test_clips_answered_by_points_have_read_outs_and_a_curve(tmp_path: Path) -> 
     assert point_errors(run.truth, run.predictions, "fine") == pytest.approx([384 / 42] * CLIPS)
     assert np.isnan(point_errors(run.truth, run.predictions, "random")).all()
     assert not len(point_errors(run.truth, run.predictions, "auto"))
+
+
+def test_points_of_which_no_token_is_trained_keep_their_arms_and_have_no_ratio(tmp_path: Path) -> None:
+    run = summary(points=True)
+    untold = [replace(p, arms=tuple(replace(a, nll=0.0, num_tokens=0, num_correct=0) for a in p.arms)) for p in run.predictions]
+    metric = FoveationMetric(num_replicates=20, seed=0, coarse_weight=1.0, fine_weight=1.0, truth=run.truth)
+    metric.update(untold)
+    evaluation = metric.compute()
+    assert are_of_clips(evaluation.metrics)
+    text = write_run_report(tmp_path / "r.html", replace(run, evaluation=evaluation, predictions=untold)).read_text()
+    table = words(text[text.index('id="arms"') : text.index('id="looks"')])
+    assert "No way of looking was evaluated" not in table
+    assert "median error, px of 384" in table
+    assert "nats per token" not in table
+    assert "points are read by heads alone" in table
+    assert "ratio_matched" not in words(text)
 
 
 def test_pictures_are_inside_the_page_with_the_answers_below(tmp_path: Path) -> None:
