@@ -56,7 +56,8 @@ def look_one_by_one(model: Foveated, batch: ClipBatch, cache: PatchCache, *, att
     queries: list[Tensor] = []
     looked: list[Looked] = []
     tokens: list[Tensor] = []
-    earlier, state = None, model.queries.first_of(before, batch)
+    earlier: Tensor | None = None
+    state = model.queries.first_of(before, batch)
     clips = torch.arange(num, device=batch.input_ids.device) * frames
     for t in range(frames):
         query = model.queries.stepped(state, earlier, batch) if given is None else given[:, t]
