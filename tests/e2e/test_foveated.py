@@ -49,7 +49,11 @@ def test_a_run_is_evaluated_again_with_the_same_result(outputs: Path, run: Ran) 
     ran = evaluate(outputs, f"run={run.run}", "metrics.num_replicates=10", "decode.diagnosed=0")
     assert ran.status == 0, ran.err
     mine, theirs = (r.json("metrics.json")["metrics"] for r in (ran, run))
-    assert mine.keys() == theirs.keys()
+    assert {name: m["value"] for name, m in mine.items()} == pytest.approx({name: m["value"] for name, m in theirs.items()})
+    few = evaluate(outputs, f"run={run.run}", "decode.arms=[coarse,fine]", "decode.diagnosed=0")
+    assert few.status == 0, few.err
+    assert {"acc_coarse", "acc_fine"} <= names(few)
+    assert not {"acc_auto", "acc_swap"} & names(few)
 
 
 def test_a_coarse_pass_that_did_not_train_gives_no_matched_ratio(outputs: Path) -> None:
@@ -78,7 +82,9 @@ def test_one_batch_is_trained_and_tested_again_and_again(outputs: Path) -> None:
 def test_the_first_batch_is_shown(outputs: Path) -> None:
     ran = call(outputs, "train", "debug=inspect", *SMALL)
     assert ran.status == 0, ran.err
-    assert "4 clips" in (ran.run / "first_batch.html").read_text()
+    page = (ran.run / "first_batch.html").read_text()
+    assert "[mode] z_1 .. z_2" in page
+    assert "mode and frames stand in the same columns, seen in every clip" in page
 
 
 @pytest.mark.slow
