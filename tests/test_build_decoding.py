@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from coordvlm.build.decoding import build_answerer, decode_settings
 from coordvlm.build.model import build_model
+from coordvlm.build.video import clip_settings
 from coordvlm.models.sampling import Sampling
 from coordvlm.utils.errors import ConfigError
 from tests.compose import compose
@@ -71,3 +74,11 @@ def test_settings_reach_the_answerer(tmp_path: Path) -> None:
     assert answerer.decoder.max_new_tokens == 9
     plain = build_answerer(cfg, model, {**decode_settings(compose(tmp_path, "data=phrases")), "max_new_tokens": 9})
     assert (plain.asks_once, plain.sampling) == (True, None)
+
+
+def test_a_token_budget_of_clips_is_a_number() -> None:
+    decode = {"readout": "auto", "max_new_tokens": None, "grammar": False, "score": "one"}
+    losses: Any = SimpleNamespace(needs=frozenset({"text_nll"}))
+    with pytest.raises(ConfigError, match=r"decode\.max_new_tokens must be a number in task=video"):
+        clip_settings(OmegaConf.create({"decode": decode}), losses)
+    assert clip_settings(OmegaConf.create({"decode": {**decode, "max_new_tokens": 8}}), losses)["readout"] == "local"

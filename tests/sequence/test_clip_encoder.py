@@ -131,3 +131,9 @@ def test_a_prompt_is_written_around_a_question_and_left_out_where_there_is_none(
     made = ClipEncoder(t.tokenizer, t.model.vocab, t.grid, prompt="Q: {question} A:", num_frames=3, size=SIZE, max_length=256)
     assert t.tokenizer.decode(made.encode(random_clip(0, "Which?", "no", frames=3), epoch=0).question_ids) == "Q: Which? A:"
     assert len(made.encode(random_clip(0, "", "no", frames=3), epoch=0).question_ids) == 0
+
+
+def test_questions_about_one_video_name_it(t: TinyClips) -> None:
+    one, other, bare = (random_clip(i, "", "no", frames=3) for i in range(3))
+    batch = t.of([replace(one, meta={"file_name": "a.mp4"}), replace(other, meta={"file_name": "a.mp4"}), bare])
+    assert batch.sources == ("a.mp4", "a.mp4", "2")
