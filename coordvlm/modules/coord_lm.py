@@ -42,16 +42,8 @@ class CoordLM(lightning.LightningModule):
     """
 
     def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        losses: WeightedSum,
-        answerer: Answerer | Counter,
-        val_metric: Metric,
-        test_metrics: Mapping[str, Metric],
-        optim: OptimSettings,
-        readout: str,
-        diagnostics: Diagnostics | None = None,
+        self, *, backbone: Backbone, losses: WeightedSum, answerer: Answerer | Counter, val_metric: Metric,
+        test_metrics: Mapping[str, Metric], optim: OptimSettings, readout: str, diagnostics: Diagnostics | None = None,
     ) -> None:
         super().__init__()
         losses.require(getattr(backbone, "needs", NEEDS), who="the token model")
