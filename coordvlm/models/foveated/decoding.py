@@ -37,27 +37,31 @@ class Written:
 
 @torch.no_grad()
 def look_one_by_one(model: Foveated, batch: ClipBatch, cache: PatchCache, *, attention: bool = False) -> Pass:
-    """Autoregressive inference: every query is the state at the frame before *as it was seen in this pass*. There is no coarse pass.
+    """Autoregressive inference: every query is the state at the frame before *as it was seen in this pass*. No frame is looked at twice.
 
-    The first query is the learned one, or the state at ``<fine>`` where the model was trained with the question's. What a mode does with
-    queries is done here, too; modes without queries from states are as in the fine pass.
+    The first query is that of the fine pass: learned, or the state at ``<coarse>`` after the question, which needs no frame; so with one
+    frame this is the fine pass. Later ones are states of the ``<fine>`` sequence, which training with one iteration never uses as
+    queries: what is lost against ``fine`` is the plan *and* that habit. What a mode does with queries is done here, too; modes without
+    queries from states are as in the fine pass.
     """
     num, frames = len(batch), batch.num_frames
-    like = model.embed(batch, torch.zeros(num, frames, model.table.weight.shape[1], device=batch.input_ids.device), "fine")
+    nothing = torch.zeros(num, frames, model.table.weight.shape[1], device=batch.input_ids.device)
+    like = model.embed(batch, nothing, "fine")
     start = batch.mode_col + 1
+    asked = model.run(model.embed(batch, nothing, "coarse")[:, :start], batch.position_ids[:, :start], batch.attention_mask[:, :start])
     past = DynamicCache()
 
     def step(embeds: Tensor, stop: int) -> Tensor:
         first = stop - embeds.shape[1]
         return model.run(embeds, batch.position_ids[:, first:stop], batch.attention_mask[:, :stop], cache=past)
 
-    before = step(like[:, :start], start)
-    given = None if model.queries.from_states else model.queries.plan(before, batch)
+    step(like[:, :start], start)
+    given = None if model.queries.from_states else model.queries.plan(asked, batch)
     queries: list[Tensor] = []
     looked: list[Looked] = []
     tokens: list[Tensor] = []
     earlier: Tensor | None = None
-    state = model.queries.first_of(before, batch)
+    state = model.queries.first_of(asked, batch)
     clips = torch.arange(num, device=batch.input_ids.device) * frames
     for t in range(frames):
         query = model.queries.stepped(state, earlier, batch) if given is None else given[:, t]
