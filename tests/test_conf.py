@@ -214,6 +214,6 @@ def test_flags_decide_whatever_recipe_they_start_from(tmp_path: Path, loss: str,
 def test_eval_is_composed() -> None:
     cfg = compose(Path("run"), "run=latest", root="eval")
     assert (cfg.split, cfg.run) == ("test", "latest")
-    runs = [compose(Path("run")), compose(Path("run"), "data=dots")]
+    runs = [compose(Path("run")), compose(Path("run"), "data=dots"), compose(Path("run"), "data=grid_symbols")]
     assert set(cfg.decode) == {key for run in runs for key in run.decode}  # every setting of decoding can be changed afterwards
-    assert set(cfg.metrics) == {key for run in runs for key in run.metrics} - {"_target_", "casefold"}
+    assert set(cfg.metrics) == {key for run in runs for key in run.metrics} - {"_target_", "casefold", "coarse_weight", "fine_weight"}

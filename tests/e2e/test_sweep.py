@@ -24,7 +24,7 @@ from tests.e2e.commands import FAST, call, losses
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 FILES = sorted(SWEEPS.glob("*.yaml"))
-ADAPTERS, LEVERS = SWEEPS / "lora_capacity.yaml", SWEEPS / "point_levers.yaml"
+ADAPTERS, LEVERS, CONTROLS = (SWEEPS / f"{name}.yaml" for name in ("lora_capacity", "point_levers", "foveation_controls"))
 #: Test images of the data of a sweep: shapes, dots.
 EVAL_SEEDS = {"detect": 20240, "count": 20241}
 
@@ -63,14 +63,15 @@ def jobs_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path],
     return compose
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f not in (ADAPTERS, LEVERS)], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [f for f in FILES if f not in (ADAPTERS, LEVERS, CONTROLS)], ids=lambda file: file.stem)
 def test_the_jobs_of_a_shipped_sweep_differ_in_nothing_but_seed_and_loss(file: Path, jobs_of: Callable[[Path], list[DictConfig]]) -> None:
     jobs = jobs_of(file)
     assert {job.hydra.mode.name for job in jobs} == {"MULTIRUN"}
     rest = []
     for job in jobs:
         assert job.loss.average == "group"
-        assert (job.data.source.eval_seed, job.data.source.num_test) == (EVAL_SEEDS[job.task], 500)
+        assert job.data.source.eval_seed == EVAL_SEEDS[job.task]
+        assert job.data.source.num_test >= 300
         rest.append({key: value for key, value in plain(job).items() if key not in ("loss", "seed")})
     assert all(other == rest[0] for other in rest)
     assert len({json.dumps(OmegaConf.to_container(job.loss, resolve=False), sort_keys=True) for job in jobs}) == len(jobs)
@@ -88,6 +89,24 @@ def test_the_jobs_of_a_sweep_of_adapters_differ_in_nothing_but_what_is_swept(
         job.adapter.r = job.adapter.alpha = job.adapter.dropout = job.optim.schedule = None
     assert all(plain(job) == plain(jobs[0]) for job in jobs)
     assert (jobs[0].task, jobs[0].optim.lr, jobs[0].optim.muon_lr, jobs[0].model.load.dtype) == ("ground", 2e-4, None, "bfloat16")
+
+
+def test_the_jobs_of_a_sweep_of_controls_differ_in_their_question_and_their_module(
+    jobs_of: Callable[[Path], list[DictConfig]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept = params(CONTROLS)
+    monkeypatch.setattr(sys.modules[__name__], "params", lambda _: {"loss": [""] * math.prod(map(len, swept.values()))})  # all jobs
+    jobs = jobs_of(CONTROLS)
+    settings = {
+        (job.seed, tuple(job.data.source.eval_kinds), job.module.coarse_weight, job.module.fine_weight, job.module.queries) for job in jobs
+    }
+    assert len(settings) == len(jobs) == 63
+    assert len({(s[2] > 0, s[3] > 0, s[4]) for s in settings}) == 7
+    for kind in ("qa", "cue", "global"):
+        mine = [plain(job) for job in jobs if list(job.data.source.eval_kinds) == [kind]]
+        rest = [{key: value for key, value in job.items() if key not in ("module", "seed")} for job in mine]
+        assert len(rest) == 21
+        assert all(other == rest[0] for other in rest)
 
 
 def test_the_jobs_of_a_sweep_of_levers_differ_in_nothing_but_these(

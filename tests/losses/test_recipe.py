@@ -14,11 +14,13 @@ from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from coordvlm.contracts import ModelOutput
 from coordvlm.losses.coord_ce import CoordCE
 from coordvlm.losses.weighted_sum import LossOutput, WeightedSum
 from coordvlm.utils.errors import ConfigError
 from tests import questions
 from tests.batches import K999, RAGGED, make_batch, output_of, random_logits
+from tests.clips import tiny_clips
 
 CONF = Path(__file__).parents[2] / "conf"
 FLAGS = ("use_coord_ce", "use_coordexp_loss", "use_geom_loss")
@@ -153,6 +155,8 @@ def test_a_shipped_term_joins_a_recipe_in_one_override() -> None:
 
 
 #: Of ``ModelOutput``: what only questions of counting have.
+#: Fields that only clips have -> their shape per frame.
+CLIP_FIELDS: dict[str, tuple[int, ...]] = {"frame_entropy": (), "frame_features": (6,), "latent": (4, 2, 2), "latent_true": (4, 2, 2)}
 QUESTION_FIELDS = {"point_xy", "done_logit", "token_next", "token_hit", "token_offset"}
 
 
@@ -166,9 +170,18 @@ def test_every_term_can_stand_alone(name: str) -> None:
         out.total.backward()
         assert states.grad is not None
         assert states.grad.any()
+    elif recipe.needs & CLIP_FIELDS.keys():
+        clips = tiny_clips().batch()
+        out = recipe(_of_frames(len(clips.image_pos)), clips, recipe.counts(clips))
     else:
         out, _ = _run(recipe)
     assert set(out.terms) == {"it"}
+
+
+def _of_frames(number: int) -> ModelOutput:
+    """Fields of clips, at random."""
+    values = {name: torch.rand(number, *shape) for name, shape in CLIP_FIELDS.items()}
+    return ModelOutput(**values)
 
 
 # --- a new term: a module, its YAML, one line in a recipe ---------------------------------------------------------------
