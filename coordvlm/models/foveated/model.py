@@ -90,6 +90,7 @@ class Foveated(nn.Module):
         self.adapter = None
         self.frozen = frozenset(freeze)
         self._freeze()
+        vision.train()  # what from_pretrained returns is in eval mode
         language.train()
         self.set_checkpointing(checkpoint_every)
 
