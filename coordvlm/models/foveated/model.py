@@ -62,7 +62,7 @@ class Foveated(nn.Module):
         vision: the tower with its queries. language: a causal language model.
         vocab: ids of coordinates and of the mode tokens. rows: their rows.
         queries: where queries come from, and the learned ones.
-        token_rms: root mean square of a frame's token (0.14: about that of a published model's embeddings).
+        token_rms: root mean square of a frame's token (0.14 in the published system).
         iterations: fine passes, at least 1.
         heads: of points, by name; empty where coordinates are tokens. latents: draws frames; None: none are drawn.
         freeze: any of ``vision``, ``language``.
